@@ -1,0 +1,105 @@
+# RushKV's commands. `make help` lists them.
+#
+# Building and `make test` need a Rust toolchain and nothing else. Packages and system tests need
+# what `make test-deps` installs.
+
+CARGO ?= cargo
+# release: optimised, what is packaged. dev: builds in about half the time, runs slower.
+MODE  ?= release
+# Tools built from source and the Debian root of the system tests are kept here, outside the clone.
+CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rushkv
+
+CARGO_DEB_VERSION          := 3.8.0
+CARGO_GENERATE_RPM_VERSION := 0.21.1
+
+BINARIES := rushkv rushkvctl rushkv-cli
+TARGET   := $(or $(CARGO_TARGET_DIR),target)
+PACKAGES := target/packages
+BUILT    := $(TARGET)/$(if $(filter dev,$(MODE)),debug,$(MODE))
+PROFILE  := --profile $(MODE)
+
+CARGO_DEB          := $(CACHE)/tools/cargo-deb-$(CARGO_DEB_VERSION)/bin/cargo-deb
+CARGO_GENERATE_RPM := $(CACHE)/tools/cargo-generate-rpm-$(CARGO_GENERATE_RPM_VERSION)/bin/cargo-generate-rpm
+
+# Debian packages that packaging and the system tests use.
+DEBS := binutils cpio debootstrap dpkg-dev iproute2 lintian mandoc nftables procps prometheus python3 \
+        python3-venv rpm rpmlint shellcheck systemd systemd-container util-linux e2fsprogs
+
+.DEFAULT_GOAL := build
+.SUFFIXES:
+.PHONY: help run build server cli proto test test-deps test-system lint fmt deb rpm stage clean
+
+help: ## list the commands
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+	@echo "  MODE=dev builds unoptimised, MODE=release (the default of build) as packaged"
+
+run: ## build (dev, a few minutes the first time) and run one node on localhost:8080, data in ./data/node1
+	@$(MAKE) --no-print-directory build MODE=dev
+	@echo "Starting on localhost:8080, data in ./data/node1; 'ready' below means that it serves, Ctrl-C stops it."
+	@echo "In another terminal: ./rushkv-cli put greeting hello && ./rushkv-cli get greeting"
+	@exec ./rushkv -id=node1 -addr=localhost -port=8080 -data=./data/node1
+
+build: ## build ./rushkv ./rushkvctl ./rushkv-cli
+	$(CARGO) build --locked $(PROFILE) --bins
+	@$(call place,$(BINARIES))
+
+server: ## build ./rushkv only
+	$(CARGO) build --locked $(PROFILE) --bin rushkv
+	@$(call place,rushkv)
+
+cli: ## build ./rushkv-cli only
+	$(CARGO) build --locked $(PROFILE) --bin rushkv-cli
+	@$(call place,rushkv-cli)
+
+# A hard link where the file system allows it: dev binaries are large.
+place = for name in $(1); do ln -f $(BUILT)/$$name ./$$name 2>/dev/null || cp -f $(BUILT)/$$name ./$$name; done
+
+proto: ## write proto/rushkv.pb, the descriptor set that grpcurl -protoset takes
+	$(CARGO) run --locked --quiet --bin rushkv -- --generate protoset > proto/rushkv.pb.part
+	@mv -f proto/rushkv.pb.part proto/rushkv.pb
+	@echo "proto/rushkv.pb: grpcurl -plaintext -protoset proto/rushkv.pb localhost:8080 list"
+
+test: ## run the tests that need the toolchain only
+	@status=0; if $(CARGO) nextest --version >/dev/null 2>&1; then \
+		echo "$(CARGO) nextest run --locked"; $(CARGO) nextest run --locked || status=1; \
+		echo "$(CARGO) test --locked --doc"; $(CARGO) test --locked --doc || status=1; \
+	else \
+		echo "$(CARGO) test --locked --no-fail-fast"; $(CARGO) test --locked --no-fail-fast || status=1; \
+	fi; exit $$status
+
+lint: ## formatting and clippy, warnings denied
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
+
+fmt: ## format the code
+	$(CARGO) fmt
+
+test-deps: ## install the Debian packages of the packaging and system tests (as root)
+	@set -eu; missing=; for p in $(DEBS); do \
+		dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
+	if [ -z "$$missing" ]; then echo "test-deps: all there"; else \
+		export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
+		echo "test-deps: installing$$missing"; apt-get -qq update; \
+		apt-get -qq install -y --no-install-recommends -o DPkg::Lock::Timeout=120 $$missing >/dev/null; fi
+
+test-system: deb rpm ## run the system tests (as root, after make test-deps)
+	CACHE=$(CACHE) CARGO=$(CARGO) tests/system/run
+
+stage: build
+	packaging/stage $(BUILT) $(PACKAGES)/stage
+
+deb: stage $(CARGO_DEB) ## build the .deb into target/packages
+	$(CARGO_DEB) --no-build --no-strip --quiet --output $(PACKAGES)/
+	@ls $(PACKAGES)/*.deb
+
+rpm: stage $(CARGO_GENERATE_RPM) ## build the .rpm into target/packages
+	$(CARGO_GENERATE_RPM) --auto-req builtin --output $(PACKAGES)/
+	@ls $(PACKAGES)/*.rpm
+
+# Built from the registry at an exact version, once: some minutes each.
+$(CACHE)/tools/%/bin/cargo-deb $(CACHE)/tools/%/bin/cargo-generate-rpm:
+	$(CARGO) install --locked --quiet --root $(CACHE)/tools/$* $(shell echo $* | sed 's/-\([0-9.]*\)$$/@\1/')
+
+clean: ## remove what was built (./data stays)
+	$(CARGO) clean
+	rm -f $(BINARIES) proto/rushkv.pb proto/rushkv.pb.part

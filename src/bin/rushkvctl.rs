@@ -1,0 +1,7 @@
+//! rushkvctl: see `rushkv::ctl`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    rushkv::ctl::main()
+}

@@ -1,0 +1,448 @@
+//! Servers on loopback for the tests of the client and of the tools: an in-memory cluster of one that
+//! can be told to misbehave, and listeners that are no servers at all.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::ops::Bound;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status};
+
+use crate::error::{Error, Reason, to_status};
+use crate::proto::v1;
+
+/// What a call does instead of its work.
+pub(crate) enum Act {
+    Work,
+    Fail(Status),
+    /// The work is done, and then the status is answered nevertheless.
+    WorkThenFail(Status),
+    Hang,
+}
+
+pub(crate) type Plan = Box<dyn Fn(&'static str, usize) -> Act + Send + Sync>;
+
+/// An in-memory server. `plan` is asked with each call's name and number, over all calls.
+pub(crate) struct Fake {
+    pub(crate) state: Arc<State>,
+    pub(crate) address: String,
+    task: JoinHandle<()>,
+}
+
+pub(crate) struct State {
+    plan: Plan,
+    pub(crate) records: Mutex<BTreeMap<Bytes, v1::Record>>,
+    calls: Mutex<Vec<&'static str>>,
+    /// Records in each message of a scan.
+    page: usize,
+    /// Keys that one BatchGet answers.
+    batch_get_room: usize,
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Fake {
+    pub(crate) async fn start() -> Fake {
+        Fake::with(Box::new(|_, _| Act::Work)).await
+    }
+
+    pub(crate) async fn with(plan: Plan) -> Fake {
+        Fake::listen(plan, "127.0.0.1:0").await
+    }
+
+    pub(crate) async fn start_at(address: &str) -> Fake {
+        Fake::listen(Box::new(|_, _| Act::Work), address).await
+    }
+
+    async fn listen(plan: Plan, address: &str) -> Fake {
+        let state = State {
+            plan,
+            records: Mutex::new(BTreeMap::new()),
+            calls: Mutex::new(Vec::new()),
+            page: 3,
+            batch_get_room: 2,
+        };
+        let state = Arc::new(state);
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let router = tonic::transport::Server::builder()
+            .add_service(v1::kv_server::KvServer::from_arc(state.clone()))
+            .add_service(v1::cluster_server::ClusterServer::from_arc(state.clone()));
+        let task = tokio::spawn(async move {
+            router.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+        });
+        Fake { state, address, task }
+    }
+
+    pub(crate) fn calls(&self) -> Vec<&'static str> {
+        self.state.calls.lock().unwrap().clone()
+    }
+
+    pub(crate) fn put(&self, key: &str, value: &str) {
+        self.state.write_put(put_request(key, value)).unwrap();
+    }
+}
+
+pub(crate) fn put_request(key: &str, value: &str) -> v1::PutRequest {
+    let (key, value) = (Bytes::from(key.to_string()), Bytes::from(value.to_string()));
+    v1::PutRequest { key, value, precondition: None }
+}
+
+/// A port where nobody listens.
+pub(crate) async fn refusing() -> String {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string()
+}
+
+/// Takes connections, reads what comes until `bytes` have come on one, and closes it. Counts them.
+pub(crate) async fn closing_after(bytes: usize) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counter = connections.clone();
+    tokio::spawn(async move {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            counter.fetch_add(1, Ordering::SeqCst);
+            tokio::spawn(async move {
+                let mut buffer = [0; 1024];
+                let mut got = 0;
+                while got < bytes {
+                    match connection.read(&mut buffer).await {
+                        Ok(0) | Err(_) => return,
+                        Ok(n) => got += n,
+                    }
+                }
+            });
+        }
+    });
+    (address, connections)
+}
+
+/// Never completes a connection: its backlog is full. Keep what is returned.
+pub(crate) async fn unconnectable() -> (String, Vec<tokio::net::TcpStream>) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse::<SocketAddr>().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut fillers = Vec::new();
+    let patience = std::time::Duration::from_millis(300);
+    while let Ok(Ok(filler)) = tokio::time::timeout(patience, tokio::net::TcpStream::connect(address)).await {
+        fillers.push(filler);
+        assert!(fillers.len() < 64, "the backlog does not fill");
+    }
+    // Kept open for the test's life, without anybody who accepts.
+    std::mem::forget(listener);
+    (address.to_string(), fillers)
+}
+
+/// Whether a write may run, and with which version the key is there now (0: not there).
+fn check(precondition: Option<&v1::Precondition>, current: u64) -> Result<(), Status> {
+    use v1::precondition::Condition;
+    let holds = match precondition.and_then(|p| p.condition) {
+        None => true,
+        Some(Condition::Version(version)) => version == current,
+        Some(Condition::Absent(_)) => current == 0,
+    };
+    if holds {
+        return Ok(());
+    }
+    let message = format!("the key is at version {current}");
+    Err(to_status(&Error::new(Reason::PreconditionFailed, message).with("current_version", current)))
+}
+
+impl State {
+    /// Runs `work` as the plan has it.
+    async fn act<R>(
+        &self,
+        call: &'static str,
+        work: impl FnOnce(&State) -> Result<R, Status>,
+    ) -> Result<Response<R>, Status> {
+        let number = {
+            let mut calls = self.calls.lock().unwrap();
+            calls.push(call);
+            calls.len() - 1
+        };
+        match (self.plan)(call, number) {
+            Act::Work => Ok(Response::new(work(self)?)),
+            Act::Fail(status) => Err(status),
+            Act::WorkThenFail(status) => {
+                work(self)?;
+                Err(status)
+            }
+            Act::Hang => std::future::pending().await,
+        }
+    }
+
+    fn write_put(&self, request: v1::PutRequest) -> Result<v1::PutResponse, Status> {
+        let mut records = self.records.lock().unwrap();
+        let revision = records.values().map(|record| record.mod_revision).max().unwrap_or(0) + 1;
+        let old = records.get(&request.key);
+        let version = old.map_or(0, |record| record.version);
+        check(request.precondition.as_ref(), version)?;
+        let record = v1::Record {
+            key: request.key.clone(),
+            value: request.value,
+            version: version + 1,
+            create_revision: old.map_or(revision, |record| record.create_revision),
+            mod_revision: revision,
+        };
+        records.insert(request.key, record);
+        Ok(v1::PutResponse { version: version + 1, revision })
+    }
+
+    fn write_delete(&self, request: v1::DeleteRequest) -> Result<v1::DeleteResponse, Status> {
+        let mut records = self.records.lock().unwrap();
+        let version = records.get(&request.key).map_or(0, |record| record.version);
+        check(request.precondition.as_ref(), version)?;
+        Ok(v1::DeleteResponse { existed: records.remove(&request.key).is_some(), revision: 1 })
+    }
+
+    fn select(&self, request: &v1::ScanRequest) -> Vec<v1::Record> {
+        let records = self.records.lock().unwrap();
+        let lower =
+            if request.start.is_empty() { Bound::Unbounded } else { Bound::Included(request.start.clone()) };
+        let upper =
+            if request.end.is_empty() { Bound::Unbounded } else { Bound::Excluded(request.end.clone()) };
+        let mut found: Vec<_> = records.range((lower, upper)).map(|(_, record)| record.clone()).collect();
+        if request.reverse {
+            found.reverse();
+        }
+        found.retain(|record| {
+            let token = &request.page_token;
+            token.is_empty() || (record.key > *token) != request.reverse && record.key != *token
+        });
+        if request.keys_only {
+            found.iter_mut().for_each(|record| record.value = Bytes::new());
+        }
+        if request.limit > 0 {
+            found.truncate(request.limit as usize);
+        }
+        found
+    }
+
+    fn node() -> v1::Node {
+        v1::Node {
+            name: "node1".into(),
+            number: 1,
+            address: "127.0.0.1:8080".into(),
+            zone: "default".into(),
+            weight: 1,
+            is_group0_leader: true,
+            version: "0.1.0".into(),
+            engine: "fjall".into(),
+            started_at_unix_ms: 1_700_000_000_000,
+            disk_free_bytes: 40 << 30,
+            disk_total_bytes: 100 << 30,
+            replica_count: 2,
+            leader_count: 2,
+            engine_disk_bytes: 5 << 20,
+            wal_bytes: 64 << 20,
+        }
+    }
+
+    fn partition(&self, id: u32) -> v1::Partition {
+        let half = u64::MAX / 2;
+        let replica = v1::Replica {
+            id: 1 << 32,
+            node: "node1".into(),
+            role: v1::ReplicaRole::Leader.into(),
+            match_index: 7,
+        };
+        v1::Partition {
+            id,
+            first_hash: if id == 0 { 0 } else { half + 1 },
+            last_hash: if id == 0 { half } else { u64::MAX },
+            replicas: vec![replica],
+            leader: if id == 0 { "node1".into() } else { self.leader_of_second() },
+            term: 3,
+            commit_index: 7,
+            applied_index: 7,
+            key_count: 1200,
+            data_bytes: 345_678,
+        }
+    }
+
+    /// The second partition loses its leader while a key "sick" is there.
+    fn leader_of_second(&self) -> String {
+        let sick = self.records.lock().unwrap().contains_key(&b"sick"[..]);
+        if sick { String::new() } else { "node1".into() }
+    }
+}
+
+#[tonic::async_trait]
+impl v1::kv_server::Kv for State {
+    async fn put(&self, request: Request<v1::PutRequest>) -> Result<Response<v1::PutResponse>, Status> {
+        self.act("put", |state| state.write_put(request.into_inner())).await
+    }
+
+    async fn delete(
+        &self,
+        request: Request<v1::DeleteRequest>,
+    ) -> Result<Response<v1::DeleteResponse>, Status> {
+        self.act("delete", |state| state.write_delete(request.into_inner())).await
+    }
+
+    async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
+        let key = request.into_inner().key;
+        self.act("get", |state| {
+            Ok(v1::GetResponse { record: state.records.lock().unwrap().get(&key).cloned() })
+        })
+        .await
+    }
+
+    type ScanStream = Pin<Box<dyn Stream<Item = Result<v1::ScanResponse, Status>> + Send>>;
+
+    /// Fails, if the plan says so, after the first message.
+    async fn scan(&self, request: Request<v1::ScanRequest>) -> Result<Response<Self::ScanStream>, Status> {
+        let request = request.into_inner();
+        let found = self.select(&request);
+        let mut messages: Vec<Result<v1::ScanResponse, Status>> = found
+            .chunks(self.page)
+            .enumerate()
+            .map(|(number, records)| {
+                let is_last = (number + 1) * self.page >= found.len();
+                let token = if is_last { Bytes::new() } else { records.last().unwrap().key.clone() };
+                Ok(v1::ScanResponse { records: records.to_vec(), page_token: token })
+            })
+            .collect();
+        let planned = self.act("scan", |_| Ok(())).await;
+        if let Err(status) = planned {
+            messages.truncate(1);
+            messages.push(Err(status));
+        }
+        Ok(Response::new(Box::pin(stream::iter(messages))))
+    }
+
+    async fn batch_write(
+        &self,
+        request: Request<v1::BatchWriteRequest>,
+    ) -> Result<Response<v1::BatchWriteResponse>, Status> {
+        use v1::write_operation::Operation;
+        use v1::write_outcome::Outcome;
+        self.act("batch_write", |state| {
+            let outcomes = request.into_inner().operations.into_iter().map(|operation| {
+                let result = match operation.operation.unwrap() {
+                    Operation::Put(put) if put.key.starts_with(b"unlucky") => {
+                        // Fails the first time it is asked for.
+                        let first = state.write_put(put_request("unlucky", "")).unwrap().version == 1;
+                        let status = to_status(&Error::new(Reason::Unavailable, "no leader"));
+                        if first { Err(status) } else { state.write_put(put).map(Outcome::Put) }
+                    }
+                    Operation::Put(put) => state.write_put(put).map(Outcome::Put),
+                    Operation::Delete(delete) => state.write_delete(delete).map(Outcome::Delete),
+                };
+                let outcome = result.unwrap_or_else(|status| {
+                    let error = crate::error::from_status(&status, crate::error::Happened::No);
+                    Outcome::Error(v1::OperationError {
+                        reason: error.reason.row().name.into(),
+                        message: error.message.clone(),
+                        happened: error.happened().as_str().into(),
+                        code: status.code() as i32,
+                        metadata: error.metadata.into_iter().collect(),
+                    })
+                });
+                v1::WriteOutcome { outcome: Some(outcome) }
+            });
+            Ok(v1::BatchWriteResponse { outcomes: outcomes.collect() })
+        })
+        .await
+    }
+
+    async fn batch_get(
+        &self,
+        request: Request<v1::BatchGetRequest>,
+    ) -> Result<Response<v1::BatchGetResponse>, Status> {
+        use v1::batch_get_result::Result as Wire;
+        self.act("batch_get", |state| {
+            let records = state.records.lock().unwrap();
+            let results = request.into_inner().keys.into_iter().enumerate().map(|(number, key)| {
+                let result = match records.get(&key) {
+                    _ if number >= state.batch_get_room => Wire::NotRead(true),
+                    Some(record) => Wire::Record(record.clone()),
+                    None => Wire::NotFound(true),
+                };
+                v1::BatchGetResult { result: Some(result) }
+            });
+            Ok(v1::BatchGetResponse { results: results.collect() })
+        })
+        .await
+    }
+}
+
+#[tonic::async_trait]
+impl v1::cluster_server::Cluster for State {
+    async fn info(&self, _: Request<v1::InfoRequest>) -> Result<Response<v1::InfoResponse>, Status> {
+        self.act("info", |state| {
+            let led = if state.leader_of_second().is_empty() { 1 } else { 2 };
+            let problem = v1::Problem {
+                reason: "PARTITION_WITHOUT_LEADER".into(),
+                message: "partition 1 has no leader".into(),
+            };
+            Ok(v1::InfoResponse {
+                cluster_id: "00c0ffee00c0ffee".into(),
+                cluster_name: "rushkv".into(),
+                cluster_version: 1,
+                epoch: 4,
+                leader: "node1".into(),
+                node_count: 1,
+                partition_count: 2,
+                partitions_led: led,
+                replicas: 1,
+                answered_by: Some(State::node()),
+                problems: if led == 2 { vec![] } else { vec![problem] },
+            })
+        })
+        .await
+    }
+
+    async fn list_nodes(
+        &self,
+        _: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::ListNodesResponse>, Status> {
+        self.act("list_nodes", |_| Ok(v1::ListNodesResponse { nodes: vec![State::node()] })).await
+    }
+
+    async fn list_partitions(
+        &self,
+        _: Request<v1::ListPartitionsRequest>,
+    ) -> Result<Response<v1::ListPartitionsResponse>, Status> {
+        self.act("list_partitions", |state| {
+            Ok(v1::ListPartitionsResponse { partitions: vec![state.partition(0), state.partition(1)] })
+        })
+        .await
+    }
+
+    async fn locate_key(
+        &self,
+        _: Request<v1::LocateKeyRequest>,
+    ) -> Result<Response<v1::LocateKeyResponse>, Status> {
+        self.act("locate_key", |state| {
+            Ok(v1::LocateKeyResponse { hash: 0x0123_4567_89ab_cdef, partition: Some(state.partition(0)) })
+        })
+        .await
+    }
+
+    type WatchTopologyStream = Pin<Box<dyn Stream<Item = Result<v1::Topology, Status>> + Send>>;
+
+    async fn watch_topology(
+        &self,
+        _: Request<v1::WatchTopologyRequest>,
+    ) -> Result<Response<Self::WatchTopologyStream>, Status> {
+        Err(Status::unimplemented("not in tests"))
+    }
+
+    async fn leave(&self, _: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {
+        self.act("leave", |_| Ok(v1::LeaveResponse {})).await
+    }
+}

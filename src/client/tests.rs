@@ -1,0 +1,273 @@
+//! The client against servers that misbehave: what it tries again, what it must not, and what it says.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use tonic::Status;
+
+use super::testing::{Act, Fake, closing_after, refusing, unconnectable};
+use super::*;
+use crate::error::{Error, Reason, to_status};
+
+fn client(endpoints: &str) -> Client {
+    Client::builder()
+        .endpoint(endpoints)
+        .timeout(Duration::from_millis(1500))
+        .connect_timeout(Duration::from_millis(300))
+        .connections(1)
+        .build()
+        .unwrap()
+}
+
+fn status(reason: Reason) -> Status {
+    to_status(&Error::new(reason, "said the server"))
+}
+
+#[tokio::test]
+async fn calls_do_what_they_say() {
+    let fake = Fake::start().await;
+    let client = client(&fake.address);
+    assert_eq!(client.get("k").await.unwrap(), None);
+    assert_eq!(client.put("k", "v").await.unwrap().version, 1);
+    assert_eq!(client.put_if("k", "w", Precondition::Version(1)).await.unwrap().version, 2);
+    let conflict = client.put_if("k", "x", Precondition::Absent).await.unwrap_err();
+    assert_eq!(conflict.reason, Reason::PreconditionFailed);
+    assert_eq!(conflict.metadata["current_version"], "2");
+    assert_eq!(conflict.metadata["endpoint"], fake.address);
+    assert!(conflict.message.starts_with(&fake.address), "{conflict}");
+    let record = client.get_stale("k").await.unwrap().unwrap();
+    assert_eq!((&record.value[..], record.version), (&b"w"[..], 2));
+    assert!(client.exists("k").await.unwrap());
+    assert!(client.delete_if("k", Precondition::Version(2)).await.unwrap().existed);
+    assert!(!client.delete("k").await.unwrap().existed);
+    assert_eq!(client.cluster_info().await.unwrap().cluster_name, "rushkv");
+    assert_eq!(client.nodes().await.unwrap().len(), 1);
+    assert_eq!(client.partitions().await.unwrap().len(), 2);
+    assert_eq!(client.locate("k").await.unwrap().partition.unwrap().id, 0);
+}
+
+#[tokio::test]
+async fn a_write_that_surely_did_not_happen_is_tried_again() {
+    for reason in [Reason::Unavailable, Reason::Overloaded, Reason::ShuttingDown] {
+        let fake = Fake::with(Box::new(move |_, number| match number {
+            0 | 1 => Act::Fail(status(reason)),
+            _ => Act::Work,
+        }))
+        .await;
+        assert_eq!(client(&fake.address).put("k", "v").await.unwrap().version, 1, "{reason:?}");
+        assert_eq!(fake.calls().len(), 3);
+    }
+}
+
+#[tokio::test]
+async fn an_ambiguous_write_is_never_tried_again() {
+    // The last one is what a proxy says, without our detail: the write may be done.
+    for status in [status(Reason::OutcomeUnknown), status(Reason::Internal), Status::unavailable("proxy")] {
+        let answer = status.clone();
+        let fake = Fake::with(Box::new(move |_, _| Act::WorkThenFail(answer.clone()))).await;
+        let other = Fake::start().await;
+        let client = client(&format!("{},{}", fake.address, other.address));
+        let error = client.put("k", "v").await.unwrap_err();
+        assert_eq!(error.happened(), crate::error::Happened::Unknown, "{error:?}");
+        assert_eq!(fake.calls(), ["put"]);
+        assert!(other.calls().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_refused_connection_leaves_a_write_undone() {
+    let address = refusing().await;
+    let error = client(&address).put("k", "v").await.unwrap_err();
+    assert_eq!(error.reason, Reason::Unavailable, "{error:?}");
+    assert!(error.message.contains(&address) && error.message.contains("refused"), "{error}");
+}
+
+#[tokio::test]
+async fn a_refused_connection_sends_a_write_to_the_next_endpoint() {
+    let fake = Fake::start().await;
+    let client = client(&format!("{},{}", refusing().await, fake.address));
+    let start = Instant::now();
+    assert_eq!(client.put("k", "v").await.unwrap().version, 1);
+    assert!(start.elapsed() < Duration::from_secs(1));
+    client.put("k", "v").await.unwrap();
+    assert_eq!(fake.calls().len(), 2);
+}
+
+#[tokio::test]
+async fn a_connection_that_never_opens_leaves_a_write_undone() {
+    let (address, _fillers) = unconnectable().await;
+    let error = client(&address).put("k", "v").await.unwrap_err();
+    assert_eq!(error.happened(), crate::error::Happened::No, "{error:?}");
+
+    let fake = Fake::start().await;
+    let client = client(&format!("{address},{}", fake.address));
+    let writes = (0..20).map(|n| client.put(format!("k{n}"), "v"));
+    for written in futures_util::future::join_all(writes).await {
+        assert_eq!(written.unwrap().version, 1, "even those that queued behind the connection");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_closed_after_sending_leaves_a_write_unknown() {
+    // The preface and settings are some 60 bytes, the headers some 150: by 300 the value is under way.
+    let (address, connections) = closing_after(300).await;
+    let error = client(&address).put("k", vec![7; 4096]).await.unwrap_err();
+    assert_eq!(error.reason, Reason::OutcomeUnknown, "{error:?}");
+    assert!(error.message.contains(&address), "{error}");
+    assert_eq!(connections.load(Ordering::SeqCst), 1, "sent once");
+}
+
+#[tokio::test]
+async fn a_connection_closed_after_sending_lets_a_read_be_tried_again() {
+    let (address, connections) = closing_after(100).await;
+    let fake = Fake::start().await;
+    fake.put("k", "v");
+    let client = client(&format!("{address},{}", fake.address));
+    assert!(client.exists("k").await.unwrap());
+    assert_eq!(connections.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn no_answer_leaves_a_write_unknown_and_a_read_late() {
+    let fake = Fake::with(Box::new(|_, _| Act::Hang)).await;
+    let client = client(&fake.address).with_timeout(Duration::from_millis(300));
+    let start = Instant::now();
+    assert_eq!(client.put("k", "v").await.unwrap_err().reason, Reason::OutcomeUnknown);
+    assert_eq!(client.get("k").await.unwrap_err().reason, Reason::DeadlineExceeded);
+    assert!(start.elapsed() < Duration::from_millis(1500), "{:?}", start.elapsed());
+    assert_eq!(fake.calls().iter().filter(|call| **call == "put").count(), 1);
+}
+
+#[tokio::test]
+async fn a_read_leaves_a_silent_endpoint_in_time() {
+    let silent = Fake::with(Box::new(|_, _| Act::Hang)).await;
+    let fake = Fake::start().await;
+    fake.put("k", "v");
+    let client = client(&format!("{},{}", silent.address, fake.address));
+    assert!(client.exists("k").await.unwrap());
+    assert_eq!(silent.calls(), ["get"]);
+}
+
+#[tokio::test]
+async fn a_restarted_server_is_found_again() {
+    let process = tokio::runtime::Runtime::new().unwrap();
+    let first = process.spawn(Fake::start()).await.unwrap();
+    let address = first.address.clone();
+    let client = client(&address);
+    client.put("k", "v").await.unwrap();
+    drop(first);
+    process.shutdown_background();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let error = client.put("k", "v").await.unwrap_err();
+    assert_eq!(error.reason, Reason::Unavailable, "the broken connection was noticed first: {error:?}");
+    let _second = Fake::start_at(&address).await;
+    assert_eq!(client.put("k", "v").await.unwrap().version, 1);
+}
+
+#[tokio::test]
+async fn limits_are_told_before_anything_is_sent() {
+    let client = client(&refusing().await);
+    for (key, value, reason) in [
+        (0, 0, Reason::InvalidArgument),
+        (limits::KEY_BYTES_MAX + 1, 0, Reason::TooLarge),
+        (1, limits::VALUE_BYTES_MAX + 1, Reason::TooLarge),
+    ] {
+        let error = client.put(vec![b'k'; key], vec![0; value]).await.unwrap_err();
+        assert_eq!(error.reason, reason);
+    }
+    let many = vec![WriteOp::put("k", "v"); limits::BATCH_OPERATIONS_MAX + 1];
+    assert_eq!(client.batch_write(&many).await.unwrap_err().reason, Reason::TooLarge);
+}
+
+#[tokio::test]
+async fn a_scan_goes_on_where_its_stream_broke() {
+    // Every stream breaks after its first message but the fifth.
+    let broken = Fake::with(Box::new(|call, number| match (call, number) {
+        ("scan", 0..4) => Act::Fail(Status::unavailable("lost")),
+        _ => Act::Work,
+    }))
+    .await;
+    for n in 0..20 {
+        broken.put(&format!("k{n:02}"), "v");
+    }
+    let client = client(&broken.address);
+    let keys = |records: Vec<Record>| -> Vec<String> {
+        records.iter().map(|record| String::from_utf8(record.key.to_vec()).unwrap()).collect()
+    };
+    let all: Vec<String> = (0..20).map(|n| format!("k{n:02}")).collect();
+    let found: Vec<Record> = client.scan(ScanOptions::all()).try_collect().await.unwrap();
+    assert_eq!(keys(found), all);
+    assert_eq!(broken.calls().len(), 5);
+
+    let limited: Vec<Record> = client.scan(ScanOptions::prefix("k1").limit(7)).try_collect().await.unwrap();
+    assert_eq!(keys(limited), all[10..17]);
+    let reverse = ScanOptions { reverse: true, keys_only: true, ..ScanOptions::all() };
+    let found: Vec<Record> = client.scan(reverse).try_collect().await.unwrap();
+    assert!(found.iter().all(|record| record.value.is_empty()));
+    assert_eq!(keys(found), all.into_iter().rev().collect::<Vec<_>>());
+    let none: Vec<Record> = client.scan(ScanOptions::prefix("x")).try_collect().await.unwrap();
+    assert!(none.is_empty());
+}
+
+#[tokio::test]
+async fn a_limit_holds_across_broken_streams() {
+    let fake = Fake::with(Box::new(|call, number| match (call, number) {
+        ("scan", 0) => Act::Fail(Status::unavailable("lost")),
+        _ => Act::Work,
+    }))
+    .await;
+    for n in 0..20 {
+        fake.put(&format!("k{n:02}"), "v");
+    }
+    let found: Vec<Record> =
+        client(&fake.address).scan(ScanOptions::all().limit(5)).try_collect().await.unwrap();
+    assert_eq!(found.len(), 5);
+    assert_eq!(found[4].key, "k04");
+}
+
+#[tokio::test]
+async fn a_scan_that_gets_nowhere_ends_with_its_error() {
+    let fake = Fake::with(Box::new(|_, _| Act::Fail(status(Reason::ReplicaFailed)))).await;
+    let scan = client(&fake.address).scan(ScanOptions::all());
+    let items: Vec<_> = scan.collect().await;
+    assert_eq!(items.len(), 1);
+    assert_eq!(items[0].as_ref().unwrap_err().reason, Reason::ReplicaFailed);
+}
+
+#[tokio::test]
+async fn a_batch_tries_again_only_what_failed() {
+    let fake = Fake::start().await;
+    let client = client(&fake.address);
+    let ops = [WriteOp::put("a", "1"), WriteOp::put("unlucky2", "2"), WriteOp::delete("none")];
+    let outcomes = client.batch_write(&ops).await.unwrap();
+    assert!(matches!(outcomes[0], Ok(WriteOutcome::Put(Written { version: 1, .. }))), "{outcomes:?}");
+    assert!(matches!(outcomes[1], Ok(WriteOutcome::Put(_))), "{outcomes:?}");
+    assert!(matches!(outcomes[2], Ok(WriteOutcome::Deleted(Deleted { existed: false, .. }))));
+    assert_eq!(fake.calls(), ["batch_write", "batch_write"]);
+    assert_eq!(client.get("a").await.unwrap().unwrap().version, 1, "written once");
+}
+
+#[tokio::test]
+async fn a_batch_tells_each_operations_failure() {
+    let fake = Fake::start().await;
+    fake.put("a", "1");
+    let conditional = WriteOp::Put { key: "a".into(), value: "2".into(), precondition: Precondition::Absent };
+    let outcomes = client(&fake.address).batch_write(&[conditional, WriteOp::put("b", "2")]).await.unwrap();
+    let error = outcomes[0].as_ref().unwrap_err();
+    assert_eq!((error.reason, error.metadata["current_version"].as_str()), (Reason::PreconditionFailed, "1"));
+    assert!(outcomes[1].is_ok());
+}
+
+#[tokio::test]
+async fn a_batch_get_asks_again_for_what_had_no_room() {
+    let fake = Fake::start().await;
+    for n in [0, 2, 4] {
+        fake.put(&format!("k{n}"), "v");
+    }
+    let keys: Vec<Bytes> = (0..5).map(|n| format!("k{n}").into()).collect();
+    let results = client(&fake.address).batch_get(&keys).await.unwrap();
+    let found: Vec<bool> = results.into_iter().map(|result| result.unwrap().is_some()).collect();
+    assert_eq!(found, [true, false, true, false, true]);
+    assert_eq!(fake.calls().len(), 3, "room for two keys each");
+}

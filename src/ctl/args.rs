@@ -1,0 +1,80 @@
+//! The command line of rushkvctl.
+
+use std::ffi::OsString;
+
+use clap::{Parser, Subcommand};
+
+use crate::cli::tool::{self, Common};
+
+const EXAMPLES: &str = "Examples:
+  rushkvctl cluster info
+  rushkvctl cluster health && echo all is well
+  rushkvctl --server db1:8080,db2:8080 node list
+  rushkvctl partition list -o json
+  rushkvctl partition show user:1
+  rushkvctl cluster leave node4
+
+Health ends with exit code 0 if the cluster is healthy and 5 if it is not, or can't be asked.";
+
+/// Look after a RushKV cluster.
+#[derive(Debug, Clone, Parser)]
+#[command(
+    name = "rushkvctl",
+    version,
+    max_term_width = 100,
+    after_help = "--help tells more, with examples and exit codes."
+)]
+#[command(after_long_help = format!("{}\n\n{}", EXAMPLES, tool::fault::exit_code_help()))]
+pub struct Args {
+    #[command(flatten)]
+    pub common: Common,
+
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+#[derive(Debug, Clone, PartialEq, Subcommand)]
+pub enum Command {
+    /// The cluster as a whole
+    #[command(subcommand)]
+    Cluster(Cluster),
+    /// Its nodes
+    #[command(subcommand)]
+    Node(Node),
+    /// Its partitions
+    #[command(subcommand)]
+    Partition(Partition),
+}
+
+#[derive(Debug, Clone, PartialEq, Subcommand)]
+pub enum Cluster {
+    /// Name, size, leader, version
+    Info,
+    /// Every problem that is known: exit code 0 if there is none, else 5
+    Health,
+    /// Moves everything away from a node, then drops it from the cluster
+    Leave {
+        /// The node's name
+        node: String,
+        /// Do it even if the cluster then tolerates fewer failures
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Subcommand)]
+pub enum Node {
+    /// Every node, with its disk and what it leads
+    List,
+}
+
+#[derive(Debug, Clone, PartialEq, Subcommand)]
+pub enum Partition {
+    /// Every partition, with its leader and replicas
+    List,
+    /// The partition that holds a key
+    Show {
+        /// The key
+        key: OsString,
+    },
+}

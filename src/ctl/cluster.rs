@@ -1,0 +1,133 @@
+//! cluster info, health and leave.
+
+use serde_json::json;
+
+use crate::cli::tool::table::column;
+use crate::cli::tool::{Cell, Fault, Format, Outcome, Printer};
+use crate::client::Client;
+use crate::error::Reason;
+use crate::proto::v1;
+
+pub(super) async fn info(client: &Client, printer: &mut Printer) -> Outcome {
+    let info = client.cluster_info().await?;
+    let answered_by = info.answered_by.unwrap_or_default();
+    printer.record(&[
+        (column("Cluster", "cluster"), Cell::name(&info.cluster_name)),
+        (column("Id", "cluster_id"), Cell::name(&info.cluster_id)),
+        (column("Version", "cluster_version"), Cell::Number(u64::from(info.cluster_version))),
+        (column("Epoch", "epoch"), Cell::Number(info.epoch)),
+        (column("Leader", "leader"), Cell::name(&info.leader)),
+        (column("Nodes", "nodes"), Cell::Number(u64::from(info.node_count))),
+        (column("Replicas", "replicas"), Cell::Number(u64::from(info.replicas))),
+        (column("Partitions", "partitions"), Cell::Number(u64::from(info.partition_count))),
+        (column("Partitions led", "partitions_led"), Cell::Number(u64::from(info.partitions_led))),
+        (column("Answered by", "answered_by"), Cell::name(&answered_by.name)),
+        (column("Program", "program_version"), Cell::name(&answered_by.version)),
+        (column("Engine", "engine"), Cell::name(&answered_by.engine)),
+        (column("Problems", "problems"), Cell::Number(info.problems.len() as u64)),
+    ])?;
+    Ok(0)
+}
+
+/// Has a node leave, after saying what that costs; what lowers the tolerance of failures wants `--yes`.
+pub(super) async fn leave(node: &str, yes: bool, client: &Client, printer: &mut Printer) -> Outcome {
+    let info = client.cluster_info().await?;
+    let before = tolerated(info.replicas, info.node_count);
+    let after = tolerated(info.replicas, info.node_count.saturating_sub(1));
+    let is_member = client.nodes().await?.iter().any(|member| member.name == node);
+    if is_member && after < before && !yes {
+        return Err(Fault::Usage(format!(
+            "with {} nodes the cluster tolerates the failure of {after} instead of {before}: say --yes if that is \
+             meant",
+            info.node_count.saturating_sub(1)
+        )));
+    }
+    client.leave(node).await?;
+    match printer.format() {
+        Format::Json => printer.json(&json!({ "node": node, "leaving": true }))?,
+        Format::Table | Format::Plain => printer.line(&format!(
+            "{node} is leaving: its copies move to the others, then it is dropped; rushkvctl node list shows when \
+             it is gone"
+        ))?,
+    }
+    Ok(0)
+}
+
+/// How many nodes may fail before some key can't be written: each partition has the largest odd number
+/// of voters that copies and nodes allow.
+fn tolerated(replicas: u32, nodes: u32) -> u32 {
+    replicas.min(nodes).saturating_sub(1) / 2
+}
+
+/// Prints every problem. One that the node does not list, but that its figures show, is listed too.
+pub(super) async fn health(client: &Client, printer: &mut Printer) -> Outcome {
+    let info = client.cluster_info().await?;
+    let problems = problems(&info);
+    let is_healthy = problems.is_empty();
+    match printer.format() {
+        Format::Json => {
+            let problems: Vec<_> = problems
+                .iter()
+                .map(|problem| json!({ "reason": problem.reason, "message": problem.message }))
+                .collect();
+            printer.json(&json!({ "healthy": is_healthy, "problems": problems }))?;
+        }
+        Format::Table if is_healthy => printer.line(&format!(
+            "healthy: {} of {} partitions led, {} node{}",
+            info.partitions_led,
+            info.partition_count,
+            info.node_count,
+            if info.node_count == 1 { "" } else { "s" },
+        ))?,
+        Format::Plain if is_healthy => printer.line("healthy")?,
+        Format::Table | Format::Plain => {
+            let columns = [column("PROBLEM", "reason"), column("WHAT", "message")];
+            let rows: Vec<_> = problems
+                .iter()
+                .map(|problem| vec![problem.reason.as_str().into(), problem.message.as_str().into()])
+                .collect();
+            printer.rows(&columns, &rows)?;
+        }
+    }
+    Ok(if is_healthy { 0 } else { Reason::Unavailable.row().exit })
+}
+
+fn problems(info: &v1::InfoResponse) -> Vec<v1::Problem> {
+    let mut problems = info.problems.clone();
+    let mut notice = |reason: &str, is_so: bool, message: String| {
+        if is_so && !problems.iter().any(|problem| problem.reason == reason) {
+            problems.push(v1::Problem { reason: reason.into(), message });
+        }
+    };
+    let (led, all) = (info.partitions_led, info.partition_count);
+    let message =
+        format!("{} of {all} partitions have no leader known to the asked node", all.saturating_sub(led));
+    notice("PARTITION_WITHOUT_LEADER", led < all, message);
+    let message = "nobody leads the cluster's metadata".to_string();
+    notice("CLUSTER_WITHOUT_LEADER", info.leader.is_empty(), message);
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_believed_where_no_problem_is_listed() {
+        let healthy = v1::InfoResponse {
+            leader: "node1".into(),
+            partition_count: 4,
+            partitions_led: 4,
+            ..v1::InfoResponse::default()
+        };
+        assert!(problems(&healthy).is_empty());
+        let mut sick = v1::InfoResponse { partitions_led: 3, leader: String::new(), ..healthy };
+        let reasons = |info: &v1::InfoResponse| -> Vec<String> {
+            problems(info).into_iter().map(|problem| problem.reason).collect()
+        };
+        assert_eq!(reasons(&sick), ["PARTITION_WITHOUT_LEADER", "CLUSTER_WITHOUT_LEADER"]);
+        sick.problems =
+            vec![v1::Problem { reason: "PARTITION_WITHOUT_LEADER".into(), message: "partition 2".into() }];
+        assert_eq!(reasons(&sick).len(), 2, "told once");
+    }
+}

@@ -1,0 +1,246 @@
+//! Records, commands and answers as bytes. Drawn in `docs/formats/engine.md`.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::{Op, Outcome, Precondition, Record};
+use crate::codec::{Malformed, Reader, Writer as _};
+
+/// What is kept of a key: its record, or, until the next checkpoint, that it was deleted and when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Stored {
+    Live(Record),
+    /// Kept only over engines that do not recover a prefix: a redo must see that the delete at
+    /// `mod_revision` took effect already.
+    Tombstone {
+        mod_revision: u64,
+    },
+}
+
+impl Stored {
+    pub(super) fn mod_revision(&self) -> u64 {
+        match self {
+            Stored::Live(record) => record.mod_revision,
+            Stored::Tombstone { mod_revision } => *mod_revision,
+        }
+    }
+}
+
+const LIVE: u8 = 1;
+const TOMBSTONE: u8 = 2;
+
+/// kind, version, create revision, mod revision, expiry (0: none), checksum.
+const RECORD_HEADER_BYTES: usize = 1 + 8 + 8 + 8 + 8 + 4;
+
+/// The checksum covers the key, so that a record that turns up under another key is found too.
+pub(super) fn encode_stored(key: &[u8], stored: &Stored) -> Bytes {
+    let (kind, version, create, value) = match stored {
+        Stored::Live(record) => (LIVE, record.version, record.create_revision, &record.value[..]),
+        Stored::Tombstone { .. } => (TOMBSTONE, 0, 0, &[][..]),
+    };
+    let mut out = BytesMut::with_capacity(RECORD_HEADER_BYTES + value.len());
+    out.put_u8(kind);
+    out.put_u64_le(version);
+    out.put_u64_le(create);
+    out.put_u64_le(stored.mod_revision());
+    out.put_u64_le(0);
+    let sum = checksum(key, &out, value);
+    out.put_u32_le(sum);
+    out.put_slice(value);
+    out.freeze()
+}
+
+pub(super) fn decode_stored(key: &[u8], bytes: &Bytes) -> Result<Stored, Malformed> {
+    let mut input = Reader::new("record", bytes.clone());
+    let kind = input.u8()?;
+    let version = input.u64()?;
+    let create_revision = input.u64()?;
+    let mod_revision = input.u64()?;
+    let expiry = input.u64()?;
+    let sum = input.u32()?;
+    let value = input.rest();
+    let header = &bytes[..RECORD_HEADER_BYTES - 4];
+    let bad = |problem: String| Malformed::new("record", format!("{problem} (key {})", key.escape_ascii()));
+    if sum != checksum(key, header, &value) {
+        return Err(bad("its checksum does not match".into()));
+    }
+    match kind {
+        LIVE if expiry == 0 => Ok(Stored::Live(Record { value, version, create_revision, mod_revision })),
+        LIVE => Err(bad(format!("it expires at {expiry}, which this version does not know"))),
+        TOMBSTONE => Ok(Stored::Tombstone { mod_revision }),
+        other => Err(bad(format!("unknown kind {other}"))),
+    }
+}
+
+fn checksum(key: &[u8], header: &[u8], value: &[u8]) -> u32 {
+    let sum = crc32c::crc32c(key);
+    let sum = crc32c::crc32c_append(sum, header);
+    crc32c::crc32c_append(sum, value)
+}
+
+/// First byte of a command: writes, in version 1.
+const WRITES: u8 = 1;
+
+const PUT: u8 = 1;
+const DELETE: u8 = 2;
+
+/// The command that applies `ops`, in order, at one index.
+pub fn encode_command(ops: &[Op]) -> Bytes {
+    let bytes: usize = ops.iter().map(op_bytes).sum();
+    let mut out = BytesMut::with_capacity(5 + bytes);
+    out.put_u8(WRITES);
+    out.put_u32_le(u32::try_from(ops.len()).expect("batches are limited"));
+    for op in ops {
+        let (kind, precondition) = match op {
+            Op::Put { precondition, .. } => (PUT, precondition),
+            Op::Delete { precondition, .. } => (DELETE, precondition),
+        };
+        out.put_u8(kind);
+        match precondition {
+            Precondition::None => out.put_u8(0),
+            Precondition::Version(version) => {
+                out.put_u8(1);
+                out.put_u64_le(*version);
+            }
+            Precondition::Absent => out.put_u8(2),
+        }
+        out.write_bytes(op.key());
+        if let Op::Put { value, .. } = op {
+            out.write_bytes(value);
+        }
+    }
+    out.freeze()
+}
+
+/// About how many bytes `op` takes in a command.
+fn op_bytes(op: &Op) -> usize {
+    let value = match op {
+        Op::Put { value, .. } => value.len(),
+        Op::Delete { .. } => 0,
+    };
+    18 + op.key().len() + value
+}
+
+/// The operations of a command.
+///
+/// # Errors
+/// If the bytes are no command of a version that this program knows.
+pub fn decode_command(bytes: Bytes) -> Result<Vec<Op>, Malformed> {
+    let mut input = Reader::new("command", bytes);
+    match input.u8()? {
+        WRITES => {}
+        other => return Err(input.error(format!("unknown kind {other}"))),
+    }
+    let count = input.u32()?;
+    let mut ops = Vec::new();
+    for _ in 0..count {
+        let kind = input.u8()?;
+        let precondition = match input.u8()? {
+            0 => Precondition::None,
+            1 => Precondition::Version(input.u64()?),
+            2 => Precondition::Absent,
+            other => return Err(input.error(format!("unknown precondition {other}"))),
+        };
+        let key = input.bytes()?;
+        ops.push(match kind {
+            PUT => Op::Put { key, value: input.bytes()?, precondition },
+            DELETE => Op::Delete { key, precondition },
+            other => return Err(input.error(format!("unknown operation {other}"))),
+        });
+    }
+    input.end()?;
+    Ok(ops)
+}
+
+pub(super) fn encode_outcomes(outcomes: &[Outcome]) -> Bytes {
+    let mut out = BytesMut::with_capacity(outcomes.len() * 17);
+    for outcome in outcomes {
+        match outcome {
+            Outcome::Put { version, revision } => {
+                out.put_u8(1);
+                out.put_u64_le(*version);
+                out.put_u64_le(*revision);
+            }
+            Outcome::Deleted { existed, revision } => {
+                out.put_u8(2);
+                out.put_u8(u8::from(*existed));
+                out.put_u64_le(*revision);
+            }
+            Outcome::PreconditionFailed { current_version } => {
+                out.put_u8(3);
+                out.put_u64_le(*current_version);
+            }
+        }
+    }
+    out.freeze()
+}
+
+/// The outcomes of a command, one for each of its operations, in order.
+pub fn decode_outcomes(bytes: Bytes) -> Result<Vec<Outcome>, Malformed> {
+    let mut input = Reader::new("answer", bytes);
+    let mut outcomes = Vec::new();
+    while input.remaining() > 0 {
+        outcomes.push(match input.u8()? {
+            1 => Outcome::Put { version: input.u64()?, revision: input.u64()? },
+            2 => Outcome::Deleted { existed: input.u8()? != 0, revision: input.u64()? },
+            3 => Outcome::PreconditionFailed { current_version: input.u64()? },
+            other => return Err(input.error(format!("unknown outcome {other}"))),
+        });
+    }
+    Ok(outcomes)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_bytes() -> impl Strategy<Value = Bytes> {
+        proptest::collection::vec(any::<u8>(), 0..40).prop_map(Bytes::from)
+    }
+
+    fn any_op() -> impl Strategy<Value = Op> {
+        let precondition = prop_oneof![
+            Just(Precondition::None),
+            any::<u64>().prop_map(Precondition::Version),
+            Just(Precondition::Absent)
+        ];
+        (any_bytes(), proptest::option::of(any_bytes()), precondition).prop_map(
+            |(key, value, precondition)| match value {
+                Some(value) => Op::Put { key, value, precondition },
+                None => Op::Delete { key, precondition },
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn commands_survive(ops in proptest::collection::vec(any_op(), 0..20)) {
+            prop_assert_eq!(decode_command(encode_command(&ops)).unwrap(), ops);
+        }
+
+        #[test]
+        fn records_survive_and_no_flipped_bit_is_served(
+            key in any_bytes(), value in any_bytes(), version: u64, create: u64, modified: u64, bit: usize,
+        ) {
+            let record = Record { value, version, create_revision: create, mod_revision: modified };
+            let bytes = encode_stored(&key, &Stored::Live(record.clone()));
+            prop_assert_eq!(decode_stored(&key, &bytes).unwrap(), Stored::Live(record));
+            let mut changed = bytes.to_vec();
+            let bit = bit % (changed.len() * 8);
+            changed[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(decode_stored(&key, &changed.into()).is_err());
+            let mut other = key.to_vec();
+            other.push(0);
+            prop_assert!(decode_stored(&other, &bytes).is_err());
+        }
+
+        #[test]
+        fn nonsense_is_an_error_not_a_panic(bytes: Vec<u8>) {
+            let bytes = Bytes::from(bytes);
+            let _ = decode_command(bytes.clone());
+            let _ = decode_outcomes(bytes.clone());
+            let _ = decode_stored(b"key", &bytes);
+        }
+    }
+}

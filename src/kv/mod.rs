@@ -1,0 +1,70 @@
+//! The data state machine: what a partition's log means.
+//!
+//! The outcome of an operation depends only on its own key's record, so that a log can be applied
+//! again over a state that is partly ahead of it, and a partition can be split.
+
+mod codec;
+mod machine;
+#[cfg(test)]
+mod tests;
+
+use bytes::Bytes;
+
+pub use codec::{decode_command, decode_outcomes, encode_command};
+pub use machine::{Machine, ReadError, Totals, get, get_in, scan};
+
+/// What must hold of a key for a write to take place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precondition {
+    None,
+    /// The key is there, with this version; never 0.
+    Version(u64),
+    /// The key is not there.
+    Absent,
+}
+
+/// One write to one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    Put { key: Bytes, value: Bytes, precondition: Precondition },
+    Delete { key: Bytes, precondition: Precondition },
+}
+
+impl Op {
+    pub fn key(&self) -> &Bytes {
+        match self {
+            Op::Put { key, .. } | Op::Delete { key, .. } => key,
+        }
+    }
+}
+
+/// What became of an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// `version` counts the modifications of this key since it was created; `revision` is the log
+    /// index of the write.
+    Put {
+        version: u64,
+        revision: u64,
+    },
+    Deleted {
+        existed: bool,
+        revision: u64,
+    },
+    /// Nothing was written. 0: the key is not there.
+    PreconditionFailed {
+        current_version: u64,
+    },
+}
+
+/// A key's current state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    pub value: Bytes,
+    /// Modifications of this key since it was created; 1 after the first put.
+    pub version: u64,
+    /// Log index of the write that created it.
+    pub create_revision: u64,
+    /// Log index of the last write.
+    pub mod_revision: u64,
+}

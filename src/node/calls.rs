@@ -1,0 +1,363 @@
+//! Reads and writes from anybody: route, do it here or pass it on, and try again what surely did not
+//! happen, until the deadline. `local` and `forward` do one attempt each.
+
+use std::collections::BTreeMap;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use super::{Consistency, Deadline, Node};
+use crate::error::{Error, Reason, Result};
+use crate::kv::{self, Op, Outcome};
+use crate::limits::MESSAGE_BYTES_MAX;
+use crate::placement;
+use crate::types::{GroupId, NodeId, PartitionId};
+
+/// Between two attempts while nobody is known to lead: an election takes about a second.
+const PAUSE: Duration = Duration::from_millis(25);
+
+/// Where a group is to be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    Here,
+    There(NodeId),
+}
+
+/// Whether the call surely did not take place, and may well do so a little later.
+pub(super) fn is_worth_repeating(error: &Error) -> bool {
+    matches!(error.reason, Reason::Unavailable | Reason::ShuttingDown)
+}
+
+impl Node {
+    /// Writes one key; answers once it is durable and applied.
+    pub async fn write(&self, op: Op, deadline: Deadline) -> Result<Outcome> {
+        let _call = self.enter()?;
+        let (_, partition) = self.locate(op.key())?;
+        let mut outcomes = self.write_partition(partition, &[op], deadline).await?;
+        let outcome = outcomes.pop().ok_or_else(|| unanswered(partition))?;
+        checked(outcome)
+    }
+
+    /// Writes many keys: atomic per partition, one outcome per operation, in order.
+    pub async fn write_batch(&self, ops: Vec<Op>, deadline: Deadline) -> Vec<Result<Outcome>> {
+        let count = ops.len();
+        let refused = |error: Error| vec![Err(error); count];
+        let _call = match self.enter() {
+            Ok(call) => call,
+            Err(error) => return refused(error),
+        };
+        let mut results: Vec<Option<Result<Outcome>>> = vec![None; count];
+        let mut parts: BTreeMap<PartitionId, (Vec<usize>, Vec<Op>)> = BTreeMap::new();
+        for (position, op) in ops.into_iter().enumerate() {
+            match self.locate(op.key()) {
+                Ok((_, partition)) => {
+                    let part = parts.entry(partition).or_default();
+                    part.0.push(position);
+                    part.1.push(op);
+                }
+                Err(error) => return refused(error),
+            }
+        }
+        // What a partition gets takes place together, or not at all: a refused put takes the deletes
+        // beside it along.
+        let written = parts.into_iter().map(|(partition, (positions, ops))| async move {
+            (partition, positions, self.write_partition(partition, &ops, deadline).await)
+        });
+        for (partition, positions, outcomes) in join_all(written).await {
+            match outcomes {
+                Ok(outcomes) if outcomes.len() == positions.len() => {
+                    for (position, outcome) in positions.into_iter().zip(outcomes) {
+                        results[position] = Some(checked(outcome));
+                    }
+                }
+                Ok(_) => {
+                    for position in positions {
+                        results[position] = Some(Err(unanswered(partition)));
+                    }
+                }
+                Err(error) => {
+                    for position in positions {
+                        results[position] = Some(Err(error.clone()));
+                    }
+                }
+            }
+        }
+        let missing = || Err(Error::new(Reason::Internal, "an operation of the batch was not carried out"));
+        results.into_iter().map(|result| result.unwrap_or_else(missing)).collect()
+    }
+
+    pub async fn get(&self, key: Bytes, how: Consistency, deadline: Deadline) -> Result<Option<kv::Record>> {
+        let _call = self.enter()?;
+        let (_, partition) = self.locate(&key)?;
+        let mut found = self.read_partition(partition, vec![key], how, deadline).await?;
+        found.pop().unwrap_or_else(|| Err(unanswered(partition)))
+    }
+
+    /// Reads many keys: one consistent view per partition, one result per key, in order. Stops when the
+    /// records fill a message: then there are fewer results than keys, those of the first ones.
+    pub async fn get_batch(
+        &self,
+        keys: Vec<Bytes>,
+        how: Consistency,
+        deadline: Deadline,
+    ) -> Vec<Result<Option<kv::Record>>> {
+        let refused = |error: Error| keys.iter().map(|_| Err(error.clone())).collect();
+        let _call = match self.enter() {
+            Ok(call) => call,
+            Err(error) => return refused(error),
+        };
+        let mut parts: BTreeMap<PartitionId, (Vec<usize>, Vec<Bytes>)> = BTreeMap::new();
+        for (position, key) in keys.iter().enumerate() {
+            match self.locate(key) {
+                Ok((_, partition)) => {
+                    let part = parts.entry(partition).or_default();
+                    part.0.push(position);
+                    part.1.push(key.clone());
+                }
+                Err(error) => return refused(error),
+            }
+        }
+        let reads = parts.into_iter().map(|(partition, (positions, keys))| async move {
+            (positions, self.read_partition(partition, keys, how, deadline).await)
+        });
+        let mut found: Vec<Option<Result<Option<kv::Record>>>> = vec![None; keys.len()];
+        for (positions, records) in join_all(reads).await {
+            match records {
+                Ok(records) => {
+                    for (position, record) in positions.into_iter().zip(records) {
+                        found[position] = Some(record);
+                    }
+                }
+                Err(error) => {
+                    for position in positions {
+                        found[position] = Some(Err(error.clone()));
+                    }
+                }
+            }
+        }
+        first_that_fit(&keys, found)
+    }
+
+    /// A key's hash and the partition that holds it.
+    pub fn locate(&self, key: &[u8]) -> Result<(u64, PartitionId)> {
+        let hash = placement::hash(key);
+        Ok((hash, self.formed()?.routing.partition_of(hash)))
+    }
+
+    async fn write_partition(
+        &self,
+        partition: PartitionId,
+        ops: &[Op],
+        deadline: Deadline,
+    ) -> Result<Vec<Outcome>> {
+        let answer = self.propose_to(partition.group(), kv::encode_command(ops), deadline).await?;
+        kv::decode_outcomes(answer).map_err(|error| Error::new(Reason::Internal, error.to_string()))
+    }
+
+    /// Proposes a command to a group, wherever it is led.
+    pub(super) async fn propose_to(
+        &self,
+        group: GroupId,
+        command: Bytes,
+        deadline: Deadline,
+    ) -> Result<Bytes> {
+        let attempt = |place| {
+            let command = command.clone();
+            async move {
+                match place {
+                    Place::Here => self.propose_here(group, command, deadline).await,
+                    Place::There(node) => self.propose_there(node, group, command, deadline).await,
+                }
+            }
+        };
+        self.at_leader(group, deadline, attempt).await
+    }
+
+    async fn read_partition(
+        &self,
+        partition: PartitionId,
+        keys: Vec<Bytes>,
+        how: Consistency,
+        deadline: Deadline,
+    ) -> Result<Vec<Result<Option<kv::Record>>>> {
+        let attempt = |place| {
+            let keys = keys.clone();
+            async move {
+                match place {
+                    Place::Here => self.read_here(partition, keys, how, deadline).await,
+                    Place::There(node) => self.read_there(node, keys, how, deadline).await,
+                }
+            }
+        };
+        match how {
+            Consistency::Linearizable => self.at_leader(partition.group(), deadline, attempt).await,
+            Consistency::Stale => attempt(self.holder_of(partition)?).await,
+        }
+    }
+
+    /// Makes attempts where the group is led, until one is answered, fails in a way that is not worth
+    /// repeating, or the deadline is near.
+    async fn at_leader<T, F>(
+        &self,
+        group: GroupId,
+        deadline: Deadline,
+        attempt: impl Fn(Place) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        loop {
+            let place = self.leader_of(group);
+            let result = match &place {
+                Ok(place) => attempt(*place).await,
+                Err(error) => Err(error.clone()),
+            };
+            let error = match result {
+                Err(error) if is_worth_repeating(&error) => error,
+                done => return done,
+            };
+            self.note_leader(group, place.ok(), &error);
+            if Instant::now() + PAUSE >= deadline || self.calls.is_closed() {
+                return Err(error);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Where a group is led, as far as is known here.
+    pub(super) fn leader_of(&self, group: GroupId) -> Result<Place> {
+        let seat = self.seat().ok_or_else(|| self.no_leader(group))?;
+        let mut damaged = false;
+        let status = match group {
+            GroupId::META => Some(seat.meta.status()),
+            GroupId(number) => {
+                let replica = self.replica(PartitionId(number - 1));
+                damaged = replica.as_ref().is_some_and(|replica| replica.group.damage().is_some());
+                replica.filter(|_| !damaged).map(|replica| replica.group.status())
+            }
+        };
+        let known = status.as_ref().and_then(|status| status.leader);
+        if let Some(leader) = known {
+            return Ok(match leader.node() == seat.number() {
+                true => Place::Here,
+                false => Place::There(leader.node()),
+            });
+        }
+        if status.is_some_and(|status| status.voters.iter().any(|voter| voter.node() == seat.number())) {
+            return Err(self.no_leader(group));
+        }
+        // No voter here hears of leaders: somebody else has to be asked.
+        let hint = self.hints.lock().unwrap_or_else(PoisonError::into_inner).get(&group).copied();
+        match hint.or_else(|| self.next_holder(group, None)) {
+            Some(node) => Ok(Place::There(node)),
+            // Which says what is wrong with it.
+            None if damaged => Ok(Place::Here),
+            None => Err(self.no_leader(group)),
+        }
+    }
+
+    /// Learns from a refusal who is to be asked next.
+    pub(super) fn note_leader(&self, group: GroupId, asked: Option<Place>, error: &Error) {
+        let Some(Place::There(asked)) = asked else { return };
+        let told = error.metadata.get(LEADER).and_then(|number| number.parse().ok()).map(NodeId);
+        let next = told.filter(|node| *node != asked).or_else(|| self.next_holder(group, Some(asked)));
+        let mut hints = self.hints.lock().unwrap_or_else(PoisonError::into_inner);
+        match next {
+            Some(node) => hints.insert(group, node),
+            None => hints.remove(&group),
+        };
+    }
+
+    /// The holder of a replica after `node`, in their order and round again.
+    fn next_holder(&self, group: GroupId, node: Option<NodeId>) -> Option<NodeId> {
+        let cluster = self.cluster()?;
+        let me = self.seat()?.number();
+        let holders: Vec<NodeId> = match group {
+            GroupId::META => cluster.state.members.keys().copied().collect(),
+            GroupId(number) => {
+                let partition = cluster.state.partitions.get(&PartitionId(number - 1))?;
+                partition.replicas.iter().map(|replica| replica.node()).collect()
+            }
+        };
+        let others: Vec<NodeId> = holders.into_iter().filter(|holder| *holder != me).collect();
+        let after = node.and_then(|node| others.iter().position(|holder| *holder == node));
+        let next = after.map_or(0, |at| at + 1);
+        others.get(next).or(others.first()).copied()
+    }
+
+    /// Where some replica of the partition is, here if there is one.
+    pub(super) fn holder_of(&self, partition: PartitionId) -> Result<Place> {
+        if self.replica(partition).is_some() {
+            return Ok(Place::Here);
+        }
+        let holder = self.next_holder(partition.group(), None);
+        holder.map(Place::There).ok_or_else(|| self.no_leader(partition.group()))
+    }
+
+    pub(super) fn no_leader(&self, group: GroupId) -> Error {
+        let message = match group {
+            GroupId::META => "group 0 has no leader that node".to_string(),
+            GroupId(number) => format!("partition {} has no leader that node", PartitionId(number - 1)),
+        };
+        Error::new(Reason::Unavailable, format!("{message} \"{}\" knows of", self.options.name))
+    }
+
+    /// Counts a call in, so that a stop waits for it; refused while stopping.
+    pub(super) fn enter(&self) -> Result<OwnedSemaphorePermit> {
+        self.calls.clone().try_acquire_owned().map_err(|_| {
+            Error::new(Reason::ShuttingDown, format!("node \"{}\" is stopping", self.options.name))
+        })
+    }
+}
+
+/// Metadata of a refusal: the number of the node that leads.
+pub(super) const LEADER: &str = "leader_node";
+
+/// Metadata of a refusal: the number of the group that it is about.
+pub(super) const GROUP: &str = "group";
+
+/// The results of the first keys, as many as fit in a message.
+fn first_that_fit(
+    keys: &[Bytes],
+    found: Vec<Option<Result<Option<kv::Record>>>>,
+) -> Vec<Result<Option<kv::Record>>> {
+    let mut bytes = 0;
+    let mut results = Vec::with_capacity(found.len());
+    for (key, found) in keys.iter().zip(found) {
+        // A partition whose records filled a message of their own has none for its later keys.
+        let Some(found) = found else { break };
+        if bytes >= MESSAGE_BYTES_MAX {
+            break;
+        }
+        if let Ok(Some(record)) = &found {
+            bytes += key.len() + record.value.len();
+        }
+        results.push(found);
+    }
+    results
+}
+
+fn checked(outcome: Outcome) -> Result<Outcome> {
+    match outcome {
+        Outcome::PreconditionFailed { current_version } => Err(Error::new(
+            Reason::PreconditionFailed,
+            match current_version {
+                0 => "the key is not there".to_string(),
+                version => format!("the key is there with version {version}"),
+            },
+        )
+        .with("current_version", current_version)),
+        done => Ok(done),
+    }
+}
+
+fn unanswered(partition: PartitionId) -> Error {
+    Error::new(
+        Reason::Internal,
+        format!("partition {partition} answered for fewer operations than it was given"),
+    )
+}

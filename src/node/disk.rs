@@ -1,0 +1,110 @@
+//! The data directory's disk: how much of it is free, and whether puts may still be accepted.
+//!
+//! A log or an engine that meets a full disk ends the process, so puts are refused while there is still
+//! room for what they cause later: the log's next segment, the engine's write buffers and its compaction.
+//! The disk is asked on a clock and again after every [`LOOK_BYTES`] of accepted puts, since a fast disk
+//! takes more in a second than the reserve holds.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::error::{Error, Reason, Result};
+use crate::kv::Op;
+use crate::storage::{self, DataDir};
+
+/// Puts accepted between two looks may add up to this much.
+const LOOK_BYTES: u64 = 4 * 1024 * 1024;
+
+/// What was last seen of the disk.
+#[derive(Debug)]
+pub(super) struct Disk {
+    data_dir: Arc<DataDir>,
+    free_bytes: AtomicU64,
+    total_bytes: AtomicU64,
+    /// Below this much free space, puts are refused. Can change while the node runs.
+    reserve_bytes: AtomicU64,
+    low: AtomicBool,
+    /// Accepted since the last look.
+    accepted_bytes: AtomicU64,
+}
+
+impl Disk {
+    pub(super) fn new(data_dir: Arc<DataDir>, reserve_bytes: u64) -> Disk {
+        let disk = Disk {
+            data_dir,
+            free_bytes: AtomicU64::new(0),
+            total_bytes: AtomicU64::new(0),
+            reserve_bytes: AtomicU64::new(reserve_bytes),
+            low: AtomicBool::new(false),
+            accepted_bytes: AtomicU64::new(0),
+        };
+        disk.look();
+        disk
+    }
+
+    pub(super) fn free_bytes(&self) -> u64 {
+        self.free_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn total_bytes(&self) -> u64 {
+        self.total_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn reserve_bytes(&self) -> u64 {
+        self.reserve_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_reserve_bytes(&self, bytes: u64) {
+        self.reserve_bytes.store(bytes, Ordering::Relaxed);
+        self.look();
+    }
+
+    pub(super) fn is_low(&self) -> bool {
+        self.low.load(Ordering::Relaxed)
+    }
+
+    /// Asks the file system; one system call.
+    pub(super) fn look(&self) {
+        self.accepted_bytes.store(0, Ordering::Relaxed);
+        match (self.data_dir.free_bytes(), storage::total_bytes(self.data_dir.path())) {
+            (Ok(free), Ok(total)) => {
+                self.free_bytes.store(free, Ordering::Relaxed);
+                self.total_bytes.store(total, Ordering::Relaxed);
+                let low = free < self.reserve_bytes();
+                if self.low.swap(low, Ordering::Relaxed) != low {
+                    let free_mib = free >> 20;
+                    match low {
+                        true => tracing::error!(free_mib, "the disk is low: puts are refused"),
+                        false => tracing::info!(free_mib, "the disk has room again: puts are accepted"),
+                    }
+                }
+            }
+            (Err(error), _) => tracing::warn!(%error, "free disk space can't be read"),
+            (_, Err(error)) => tracing::warn!(%error, "disk size can't be read"),
+        }
+    }
+
+    /// Refuses a put while the disk is low; deletes are always let through.
+    pub(super) fn check(&self, op: &Op) -> Result<()> {
+        let Op::Put { key, value, .. } = op else {
+            return Ok(());
+        };
+        let bytes = (key.len() + value.len()) as u64;
+        if self.accepted_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes >= LOOK_BYTES {
+            self.look();
+        }
+        if !self.is_low() {
+            return Ok(());
+        }
+        Err(Error::new(
+            Reason::DiskFull,
+            format!(
+                "the disk of {} has {} MiB free, and writes must leave {} MiB (storage.disk_reserve): free \
+                 or add space; deletes still work",
+                self.data_dir.path().display(),
+                self.free_bytes() >> 20,
+                self.reserve_bytes() >> 20,
+            ),
+        ))
+    }
+}

@@ -1,0 +1,190 @@
+//! Follows what group 0 says: the members' addresses, the routing table, the replicas that this node
+//! holds, and the births of groups.
+//!
+//! A replica is opened only because applied metadata names its id, never because a message came for it;
+//! a group is begun only by its first birth replica, and only while it is `Creating` (rule 8).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use super::open::refused;
+use super::seat::Seat;
+use super::{Cluster, DataGroup, Node, Replica, reconcile};
+use crate::error::Result;
+use crate::raft::Carrier;
+use crate::types::{LogKey, PartitionId, ReplicaId};
+use crate::{kv, meta};
+
+/// Births that could not be told to group 0 are told again this much later.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// For one attempt to tell group 0 of a birth.
+const TOLD_WITHIN: Duration = Duration::from_secs(5);
+
+/// Takes up what group 0 said last, as far as this node has applied it.
+pub(super) async fn catch_up(node: &Arc<Node>) -> Result<()> {
+    match node.seat() {
+        Some(seat) => node.follow(&seat).await,
+        None => Ok(()),
+    }
+}
+
+pub(super) async fn run(node: Weak<Node>) {
+    loop {
+        let Some(strong) = node.upgrade() else { return };
+        let mut seats = strong.seat.subscribe();
+        let Some(seat) = seats.borrow_and_update().clone() else {
+            drop(strong);
+            if seats.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        let mut states = seat.state.clone();
+        states.mark_unchanged();
+        if let Err(error) = strong.follow(&seat).await {
+            strong.fail(error.to_string());
+            return;
+        }
+        let more = strong.tell_births().await;
+        drop(strong);
+        let changed = async {
+            tokio::select! {
+                _ = states.changed() => {}
+                _ = seats.changed() => {}
+            }
+        };
+        match more {
+            // Whatever came first, it is looked at again.
+            true => drop(timeout(AGAIN, changed).await),
+            false => changed.await,
+        }
+    }
+}
+
+impl Node {
+    async fn follow(self: &Arc<Node>, seat: &Seat) -> Result<()> {
+        // One at a time, and read inside: no older state takes the place of a newer one.
+        let _following = self.following.lock().await;
+        let state = &seat.state.borrow().clone();
+        if !state.is_formed() {
+            return Ok(());
+        }
+        let me = seat.number();
+        let others = state.members.iter().filter(|(number, _)| **number != me);
+        let addresses: BTreeMap<_, _> =
+            others.map(|(number, member)| (*number, member.address.clone())).collect();
+        self.transport.set_peers(addresses);
+        let routing = state.routing().map_err(refused)?;
+        let present = self.replicas().into_iter().map(|(id, replica)| (id, replica.group.key().replica));
+        let present: BTreeSet<(PartitionId, ReplicaId)> = present.collect();
+        for open in reconcile::replicas_to_open(state, me, &present, &self.tombstones()?) {
+            // One of each partition at a time: an older one goes first.
+            if self.replica(open.partition).is_none() {
+                self.open_replica(state, open).await?;
+            }
+        }
+        let first = self.cluster().is_none();
+        if first {
+            self.warn_of_ignored_settings(state);
+        }
+        self.cluster.send_replace(Some(Arc::new(Cluster { state: state.clone(), routing })));
+        Ok(())
+    }
+
+    async fn open_replica(self: &Arc<Node>, state: &meta::State, open: reconcile::Open) -> Result<()> {
+        let reconcile::Open { partition: id, replica, initialize } = open;
+        let key = LogKey { group: id.group(), replica };
+        let machine = kv::Machine::new(self.store.engine().recovers_prefix());
+        let totals = machine.totals();
+        let carrier: Arc<dyn Carrier> = self.transport.clone();
+        let log = self.wal.log(key);
+        let group = DataGroup::open(key, self.store.clone(), log, machine, &self.raft_metrics, carrier)
+            .await
+            .map_err(refused)?;
+        if let Some(partition) = state.partitions.get(&id)
+            && group.damage().is_none()
+            && !group.is_initialized().await.map_err(refused)?
+        {
+            if let Some(voters) = initialize {
+                group.initialize(&voters).await.map_err(refused)?;
+            } else if partition.replicas == [replica] && partition.birth_replicas == [replica] {
+                return Err(refused(format!(
+                    "the log of partition {id} is empty, but the partition was created: its data is lost here; \
+                     restore the data directory, wal included, from one copy"
+                )));
+            }
+        }
+        group.elect_if_alone().await;
+        self.replicas
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id, Replica { group: group.clone(), totals });
+        // After it is held: one that is not is none of the process's.
+        self.watch_group(&group);
+        Ok(())
+    }
+
+    /// Replicas that were here and were destroyed.
+    fn tombstones(&self) -> Result<BTreeSet<(PartitionId, ReplicaId)>> {
+        let keys = self.store.tombstones().map_err(refused)?;
+        let data = keys.into_iter().filter_map(|key| Some((key.group.0.checked_sub(1)?, key.replica)));
+        Ok(data.map(|(number, replica)| (PartitionId(number), replica)).collect())
+    }
+
+    /// Tells group 0 of the groups that this node has begun; true: some could not be told.
+    async fn tell_births(&self) -> bool {
+        let Some(cluster) = self.cluster() else { return false };
+        let mut more = false;
+        for (id, partition) in &cluster.state.partitions {
+            if partition.birth == meta::Birth::Created {
+                continue;
+            }
+            let Some(replica) = self.replica(*id) else { continue };
+            if partition.birth_replicas.first() != Some(&replica.group.key().replica) {
+                continue;
+            }
+            let begun = replica.group.is_initialized().await.unwrap_or(false);
+            if !begun {
+                more = true;
+                continue;
+            }
+            let command = meta::Command::Created(*id);
+            if let Err(error) = self.change(&command, Instant::now() + TOLD_WITHIN).await {
+                tracing::debug!(%error, partition = %id, "group 0 was not told of a birth; it is told again");
+                more = true;
+            }
+        }
+        more
+    }
+
+    /// `[cluster]` only seeds the formation.
+    fn warn_of_ignored_settings(&self, formed: &meta::State) {
+        let wanted = &self.options.formation;
+        let partitions = formed.partitions.len();
+        if wanted.cluster_name != formed.cluster_name {
+            tracing::warn!(
+                configured = wanted.cluster_name,
+                actual = formed.cluster_name,
+                "cluster.name is ignored after formation"
+            );
+        }
+        if wanted.replicas != formed.replicas {
+            tracing::warn!(
+                configured = wanted.replicas,
+                actual = formed.replicas,
+                "cluster.replicas is ignored after formation"
+            );
+        }
+        if wanted.partitions as usize != partitions {
+            tracing::warn!(
+                configured = wanted.partitions,
+                actual = partitions,
+                "cluster.partitions is ignored after formation"
+            );
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! One attempt of a call on another node, and what that node's answers mean. A call is passed on once:
+//! the other side does it itself or refuses.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::{Consistency, Deadline, Node, ScanPage, ScanQuery};
+use crate::error::{Error, Reason, Result};
+use crate::kv;
+use crate::limits::DECODE_BYTES_MAX;
+use crate::proto::v1;
+use crate::proto::v1::peer_client::PeerClient;
+use crate::transport::{self, GatedChannel, Kind, Limit};
+use crate::types::{GroupId, NodeId, PartitionId, ReplicaId};
+
+/// A request that has not left within this time is taken back: the connection does not come about.
+const LEAVES_WITHIN: Duration = Duration::from_millis(500);
+
+/// What the other side has less than we wait, so that its verdict arrives while we listen.
+const MARGIN: Duration = Duration::from_millis(20);
+
+type Peer = PeerClient<GatedChannel>;
+
+impl Node {
+    pub(super) async fn propose_there(
+        &self,
+        node: NodeId,
+        group: GroupId,
+        command: Bytes,
+        deadline: Deadline,
+    ) -> Result<Bytes> {
+        let request = v1::ProposeRequest { cluster_id: self.cluster_id()?, group: group.0, command };
+        let send = |channel, request| async move { peer(channel).propose(request).await };
+        let answer: v1::ProposeResponse = self.ask_node(node, Kind::Write, request, deadline, &send).await?;
+        Ok(answer.answer)
+    }
+
+    pub(super) async fn read_there(
+        &self,
+        node: NodeId,
+        keys: Vec<Bytes>,
+        how: Consistency,
+        deadline: Deadline,
+    ) -> Result<Vec<Result<Option<kv::Record>>>> {
+        let stale = how == Consistency::Stale;
+        let request = v1::ReadKeysRequest { cluster_id: self.cluster_id()?, keys, stale };
+        let send = |channel, request| async move { peer(channel).read_keys(request).await };
+        let answer: v1::ReadKeysResponse = self.ask_node(node, Kind::Read, request, deadline, &send).await?;
+        Ok(answer.records.into_iter().map(|found| Ok(found.record.map(|one| record(one).1))).collect())
+    }
+
+    pub(super) async fn scan_there(
+        &self,
+        node: NodeId,
+        partitions: Vec<PartitionId>,
+        query: &ScanQuery,
+        deadline: Deadline,
+    ) -> Result<ScanPage> {
+        let request = v1::ReadRangeRequest {
+            cluster_id: self.cluster_id()?,
+            partitions: partitions.into_iter().map(|partition| partition.0).collect(),
+            start: query.start.clone(),
+            end: query.end.clone(),
+            reverse: query.reverse,
+            limit: u32::try_from(query.limit).unwrap_or(u32::MAX),
+            keys_only: query.keys_only,
+            stale: query.consistency == Consistency::Stale,
+        };
+        let send = |channel, request| async move { peer(channel).read_range(request).await };
+        let answer: v1::ReadRangeResponse = self.ask_node(node, Kind::Read, request, deadline, &send).await?;
+        Ok(ScanPage { records: answer.records.into_iter().map(record).collect(), more: answer.more })
+    }
+
+    /// What another node says of itself and of what it leads.
+    pub(super) async fn describe_there(
+        &self,
+        node: NodeId,
+        deadline: Deadline,
+    ) -> Result<v1::DescribeResponse> {
+        let request = v1::DescribeRequest { cluster_id: self.cluster_id()? };
+        let send = |channel, request| async move { peer(channel).describe(request).await };
+        self.ask_node(node, Kind::Read, request, deadline, &send).await
+    }
+
+    /// The members of a group, from the node that leads it.
+    pub(super) async fn membership_there(
+        &self,
+        node: NodeId,
+        group: GroupId,
+        deadline: Deadline,
+    ) -> Result<Vec<ReplicaId>> {
+        let request = v1::MembershipRequest { cluster_id: self.cluster_id()?, group: group.0 };
+        let send = |channel, request| async move { peer(channel).membership(request).await };
+        let answer: v1::MembershipResponse =
+            self.ask_node(node, Kind::Read, request, deadline, &send).await?;
+        Ok(answer.members.into_iter().map(ReplicaId).collect())
+    }
+
+    fn cluster_id(&self) -> Result<String> {
+        let seat = self.seat().ok_or_else(|| self.no_leader(GroupId::META))?;
+        Ok(seat.identity.cluster_id.clone())
+    }
+
+    async fn ask_node<M, R, S, F>(
+        &self,
+        node: NodeId,
+        kind: Kind,
+        message: M,
+        deadline: Deadline,
+        send: &S,
+    ) -> Result<R>
+    where
+        S: Fn(GatedChannel, tonic::Request<M>) -> F,
+        F: Future<Output = std::result::Result<tonic::Response<R>, tonic::Status>>,
+    {
+        let channel = self
+            .transport
+            .channel(node)
+            .ok_or_else(|| Error::new(Reason::Unavailable, format!("no address of {node} is known")))?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let limit =
+            Limit { grpc_timeout: left.saturating_sub(MARGIN), leaves_within: LEAVES_WITHIN, deadline };
+        let answer = transport::attempt(kind, GatedChannel(channel), message, limit, send).await;
+        answer.map_err(|mut error| {
+            error.message = format!("{node}: {}", error.message);
+            error
+        })
+    }
+}
+
+fn peer(channel: GatedChannel) -> Peer {
+    PeerClient::new(channel)
+        .max_decoding_message_size(DECODE_BYTES_MAX)
+        .max_encoding_message_size(DECODE_BYTES_MAX)
+}
+
+fn record(one: v1::Record) -> (Bytes, kv::Record) {
+    let v1::Record { key, value, version, create_revision, mod_revision } = one;
+    (key, kv::Record { value, version, create_revision, mod_revision })
+}

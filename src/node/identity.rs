@@ -1,0 +1,107 @@
+//! Who this data directory is: a small file that remembers cluster, number and name, so that a
+//! directory is never taken for another node's.
+
+use std::path::Path;
+
+use crate::disk;
+use crate::types::NodeId;
+
+/// What a data directory remembers. Written durably before the cluster is formed, and never changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub cluster_id: String,
+    pub number: NodeId,
+    pub name: String,
+    pub disk_id: String,
+    /// It founded its cluster by itself, and may begin group 0 again if a crash came in between.
+    pub founded_alone: bool,
+}
+
+const FILE: &str = "IDENTITY";
+
+impl Identity {
+    /// The directory's identity, or `None` if it has none yet.
+    pub(crate) fn read(dir: &Path) -> Result<Option<Identity>, String> {
+        let path = dir.join(FILE);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(format!("{}: {error}", path.display())),
+        };
+        parse(&text).map(Some).map_err(|problem| {
+            format!("{}: {problem}; restore the file from a copy of the data directory", path.display())
+        })
+    }
+
+    pub(crate) fn write(&self, dir: &Path) -> Result<(), String> {
+        let path = dir.join(FILE);
+        let text = format!(
+            "cluster_id = {}\nnumber = {}\nname = {}\ndisk_id = {}\nfounded_alone = {}\n",
+            self.cluster_id, self.number.0, self.name, self.disk_id, self.founded_alone
+        );
+        disk::write_atomic(&path, text.as_bytes()).map_err(|error| format!("{}: {error}", path.display()))
+    }
+
+    /// Whether the directory is what the configuration takes it for; says what to do if not.
+    pub(crate) fn check(&self, dir: &Path, name: &str, disk_id: &str) -> Result<(), String> {
+        let dir = dir.display();
+        if self.name != name {
+            return Err(format!(
+                "the data directory {dir} belongs to node \"{}\", but node_id is \"{name}\": set node_id = \
+                 \"{}\", or choose another data_dir",
+                self.name, self.name
+            ));
+        }
+        if self.disk_id != disk_id {
+            return Err(format!(
+                "the data directory {dir} is a mix of two: IDENTITY names disk {}, FORMAT names {disk_id}; \
+                 restore both files from the same copy",
+                self.disk_id
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn parse(text: &str) -> Result<Identity, String> {
+    let field = |name: &str| {
+        text.lines()
+            .filter_map(|line| line.split_once(" = "))
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| value.to_string())
+            .ok_or(format!("it has no line \"{name} = ...\""))
+    };
+    let number = field("number")?;
+    Ok(Identity {
+        cluster_id: field("cluster_id")?,
+        number: NodeId(number.parse().map_err(|_| format!("number = {number} is not a number"))?),
+        name: field("name")?,
+        disk_id: field("disk_id")?,
+        founded_alone: field("founded_alone")? == "true",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_survives_and_is_held_to() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Identity::read(dir.path()).unwrap(), None);
+        let identity = Identity {
+            cluster_id: "c0ffee".into(),
+            number: NodeId(1),
+            name: "node1".into(),
+            disk_id: "d".into(),
+            founded_alone: true,
+        };
+        identity.write(dir.path()).unwrap();
+        assert_eq!(Identity::read(dir.path()).unwrap(), Some(identity.clone()));
+        identity.check(dir.path(), "node1", "d").unwrap();
+        assert!(identity.check(dir.path(), "node2", "d").unwrap_err().contains("set node_id = \"node1\""));
+        identity.check(dir.path(), "node1", "e").unwrap_err();
+        std::fs::write(dir.path().join(FILE), "name = x\n").unwrap();
+        Identity::read(dir.path()).unwrap_err();
+    }
+}

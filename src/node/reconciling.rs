@@ -1,0 +1,253 @@
+//! Carries out what `reconcile` decides: for each group that this node leads, one step towards the
+//! members that group 0 wants; for its own replicas, closing those that their group excludes; for group
+//! 0's leader, removing members that nothing names any more.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::{Instant, sleep};
+
+use super::reconcile::{Observed, Present, Step, decide, replicas_to_close};
+use super::seat::leads;
+use super::{Node, Replica};
+use crate::meta;
+use crate::raft::{Group, Machine, MembershipError, Removed, Role, Status};
+use crate::types::{GroupId, LogKey, PartitionId, ReplicaId};
+
+/// Between two looks at what this node leads.
+const LOOK: Duration = Duration::from_millis(300);
+
+/// For one step.
+const STEP_WITHIN: Duration = Duration::from_secs(5);
+
+/// A copy that was not heard of for this long does not count as one.
+const HEARD_WITHIN: Duration = Duration::from_secs(3);
+
+/// After a leadership was handed over, or declined, the group is left alone for this long: a group that
+/// changes leaders serves worse than one whose leader stands on the wrong node.
+const TRANSFER_PAUSE: Duration = Duration::from_secs(10);
+
+/// Between two questions to a group's leader whether a replica is still in it, and for each.
+const ASK_PAUSE: Duration = Duration::from_secs(2);
+const ASK_WITHIN: Duration = Duration::from_secs(1);
+
+/// What is remembered from look to look.
+#[derive(Debug, Default)]
+struct Memory {
+    /// Each led group's term and commit index at the last look: who has that much is complete, though
+    /// writes go on meanwhile.
+    commits: HashMap<GroupId, (u64, u64)>,
+    transfers: HashMap<GroupId, Instant>,
+    /// Replicas here that a committed membership has named.
+    were_members: BTreeSet<LogKey>,
+    /// When a group's leader was last asked about a replica that is not meant to be here.
+    asked: HashMap<LogKey, Instant>,
+}
+
+pub(super) async fn run(node: Weak<Node>) {
+    let mut memory = Memory::default();
+    loop {
+        sleep(LOOK).await;
+        let Some(node) = node.upgrade() else { return };
+        let (Some(seat), Some(cluster)) = (node.seat(), node.cluster()) else { continue };
+        let state = &cluster.state;
+        let replicas = node.replicas();
+
+        let mut steps = Vec::new();
+        if let Some(step) = memory.look(&seat.meta, state) {
+            steps.push(step);
+        }
+        let groups: BTreeMap<GroupId, Replica> =
+            replicas.iter().map(|(id, replica)| (id.group(), replica.clone())).collect();
+        for replica in groups.values() {
+            if let Some(step) = memory.look(&replica.group, state) {
+                steps.push(step);
+            }
+        }
+        let taken = steps.into_iter().map(|(id, step, expect)| {
+            let (node, seat, group) = (&node, &seat, groups.get(&id));
+            async move {
+                match group {
+                    Some(replica) => node.take(&replica.group, step, expect).await,
+                    None => node.take(&seat.meta, step, expect).await,
+                }
+            }
+        });
+        join_all(taken).await;
+        node.close_excluded(&mut memory, state, &replicas).await;
+        if leads(&seat.meta) {
+            for number in state.removable() {
+                let removed = meta::Command::Removed(number);
+                if let Err(error) = node.change(&removed, Instant::now() + STEP_WITHIN).await {
+                    tracing::debug!(%error, %number, "a member is not removed yet");
+                }
+            }
+        }
+    }
+}
+
+impl Memory {
+    /// What this group needs next, if this node leads it.
+    fn look<M: Machine>(
+        &mut self,
+        group: &Group<M>,
+        state: &meta::State,
+    ) -> Option<(GroupId, Step, crate::types::LogId)> {
+        let id = group.key().group;
+        let status = group.status();
+        if status.role != Role::Leader {
+            self.commits.remove(&id);
+            return None;
+        }
+        let desired = state.desired(id)?;
+        let expect = status.membership?;
+        let commit = status.committed.map_or(0, |committed| committed.index);
+        let before = self.commits.insert(id, (status.term, commit));
+        if before.is_none_or(|(term, _)| term != status.term) {
+            // Somebody may just have handed over because he stops.
+            self.transfers.insert(id, Instant::now());
+        }
+        // Of an earlier term nothing is known of what the others have.
+        let (_, commit_index) = before.filter(|(term, _)| *term == status.term)?;
+        let observed = observed(group.key().replica, &status, commit_index, state.holders(id)?);
+        match decide(&desired, &observed) {
+            Step::Nothing => None,
+            Step::TransferLeader(_)
+                if self.transfers.get(&id).is_some_and(|last| last.elapsed() < TRANSFER_PAUSE) =>
+            {
+                None
+            }
+            step => {
+                if matches!(step, Step::TransferLeader(_)) {
+                    self.transfers.insert(id, Instant::now());
+                }
+                Some((id, step, expect))
+            }
+        }
+    }
+}
+
+impl Memory {
+    /// Who is in the group of a replica that is not meant to be here, by its leader's word.
+    async fn confirmed(&mut self, node: &Node, key: LogKey, state: &meta::State) -> Option<Vec<ReplicaId>> {
+        if self.asked.get(&key).is_some_and(|last| last.elapsed() < ASK_PAUSE) {
+            return None;
+        }
+        self.asked.insert(key, Instant::now());
+        let deadline = Instant::now() + ASK_WITHIN;
+        let partition = state.partitions.get(&PartitionId(key.group.0.checked_sub(1)?))?;
+        for replica in partition.replicas.iter().filter(|replica| replica.node() != key.replica.node()) {
+            if let Ok(members) = node.membership_there(replica.node(), key.group, deadline).await {
+                return Some(members);
+            }
+        }
+        None
+    }
+}
+
+fn observed(here: ReplicaId, status: &Status, commit_index: u64, holders: &meta::Holders) -> Observed {
+    let heard: BTreeSet<ReplicaId> =
+        status.answered.iter().filter(|(_, ago)| *ago < HEARD_WITHIN).map(|(replica, _)| *replica).collect();
+    let matched = status.matched.iter().filter(|(replica, _)| heard.contains(replica));
+    Observed {
+        here,
+        voters: status.next_voters.clone(),
+        learners: status.learners.clone(),
+        joint: status.joint,
+        membership_committed: status.membership_committed,
+        membership_index: status.membership.map_or(0, |membership| membership.index),
+        matched: matched.copied().collect(),
+        commit_index,
+        reported_holders: holders.replicas.clone(),
+    }
+}
+
+impl Node {
+    /// Takes one step. What fails is decided anew at the next look.
+    async fn take<M: Machine>(&self, group: &Group<M>, step: Step, expect: crate::types::LogId) {
+        let id = group.key().group;
+        let deadline = Instant::now() + STEP_WITHIN;
+        let shown = format!("{step:?}");
+        let done: Result<(), MembershipError> = match step {
+            Step::Nothing => Ok(()),
+            Step::Flatten => group.flatten(Removed::StayLearners, expect, deadline).await.map(drop),
+            Step::AddLearner(replica) => group.add_learner(replica, expect, deadline).await.map(drop),
+            Step::ChangeVoters(voters) => {
+                group.change_voters(&voters, Removed::StayLearners, expect, deadline).await.map(drop)
+            }
+            Step::RemoveLearner(replica) => group.remove(replica, expect, deadline).await.map(drop),
+            Step::TransferLeader(to) => group.transfer_leader(to, deadline).await.map(drop),
+            Step::Report { holders, index } => {
+                let moved = meta::Command::Moved { group: id, holders, index };
+                if let Err(error) = self.change(&moved, deadline).await {
+                    tracing::debug!(%error, group = %id, "group 0 was not told of a membership");
+                }
+                return;
+            }
+        };
+        match done {
+            Ok(()) => tracing::info!(group = %id, step = shown, "took a step towards the desired members"),
+            Err(error) => tracing::info!(group = %id, step = shown, %error, "a step was not taken"),
+        }
+    }
+
+    async fn close_excluded(
+        self: &Arc<Node>,
+        memory: &mut Memory,
+        state: &meta::State,
+        replicas: &[(PartitionId, Replica)],
+    ) {
+        let mut present = Vec::new();
+        for (partition, replica) in replicas {
+            let (key, status) = (replica.group.key(), replica.group.status());
+            let committed = status.membership_committed && status.membership.is_some();
+            let members: Vec<ReplicaId> = status.voters.iter().chain(&status.learners).copied().collect();
+            if committed && members.contains(&key.replica) {
+                memory.were_members.insert(key);
+            }
+            let discarded = state.has_discarded(*partition, key.replica);
+            let was_member = memory.were_members.contains(&key);
+            let by_itself = committed && was_member && !members.contains(&key.replica);
+            let confirmed = match discarded && !by_itself {
+                false => None,
+                // Whom a group excludes, it does not tell any more: its leader has to be asked.
+                true => memory.confirmed(self, key, state).await,
+            };
+            present.push(Present {
+                partition: *partition,
+                replica: key.replica,
+                committed: committed.then_some(members),
+                was_member,
+                confirmed,
+            });
+        }
+        let excluded = replicas_to_close(state, &present);
+        for (partition, replica) in &excluded {
+            self.close_replica(*partition, *replica).await;
+        }
+        // A newer replica of the same partition may have waited for its place.
+        if !excluded.is_empty()
+            && let Err(error) = super::follow::catch_up(self).await
+        {
+            self.fail(error.to_string());
+        }
+    }
+
+    /// Destroys a replica that its group excludes; its id is never used again.
+    async fn close_replica(&self, partition: PartitionId, replica: ReplicaId) {
+        let held = {
+            let mut replicas = self.replicas.write().unwrap_or_else(PoisonError::into_inner);
+            match replicas.get(&partition) {
+                Some(held) if held.group.key().replica == replica => replicas.remove(&partition),
+                _ => None,
+            }
+        };
+        let Some(held) = held else { return };
+        tracing::info!(%partition, %replica, "its group has excluded this replica: it is destroyed");
+        if let Err(error) = held.group.destroy().await {
+            self.fail(format!("replica {replica} of partition {partition} can't be destroyed: {error}"));
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! A node's place in a cluster: who it is there, and its replica of group 0.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::identity::Identity;
+use super::open::refused;
+use super::{MetaGroup, Node};
+use crate::error::{Error, Reason, Result};
+use crate::proto::v1::{Founder, Founding};
+use crate::raft::Carrier;
+use crate::types::{GroupId, LogKey, NodeId};
+use crate::{meta, raft};
+
+/// Who this node is in its cluster.
+#[derive(Debug)]
+pub(super) struct Seat {
+    pub identity: Identity,
+    pub meta: MetaGroup,
+    pub state: watch::Receiver<Arc<meta::State>>,
+    /// What it helps to found; `None` once that is done.
+    pub founding: Option<Founding>,
+}
+
+impl Seat {
+    pub fn number(&self) -> NodeId {
+        self.identity.number
+    }
+}
+
+/// How group 0 comes to this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Beginning {
+    /// This node founds a cluster by itself.
+    Alone,
+    /// From others: in its log, or by what they send.
+    Others,
+}
+
+impl Node {
+    /// Opens group 0 as `identity`, and takes the place of any earlier seat.
+    pub(super) async fn take_seat(
+        self: &Arc<Node>,
+        identity: Identity,
+        founding: Option<Founding>,
+        beginning: Beginning,
+        known: &[Founder],
+    ) -> Result<Arc<Seat>> {
+        if let Some(old) = self.seat.send_replace(None) {
+            old.meta.shutdown().await;
+        }
+        self.transport.set_local(&identity.cluster_id, identity.number);
+        let replica = meta::group0_replica(identity.number);
+        let key = LogKey { group: GroupId::META, replica };
+        let (machine, state) = meta::Machine::new();
+        let carrier: Arc<dyn Carrier> = self.transport.clone();
+        let log = self.wal.log(key);
+        let meta = MetaGroup::open(key, self.store.clone(), log, machine, &self.raft_metrics, carrier)
+            .await
+            .map_err(refused)?;
+        if let Some(why) = meta.damage() {
+            return Err(refused(format!(
+                "group 0 can't be read: {why}; restore the whole data directory from one copy taken while the \
+                 node was stopped"
+            )));
+        }
+        if !meta.is_initialized().await.map_err(refused)? && beginning == Beginning::Alone {
+            if state.borrow().is_formed() || self.wal.keys().iter().any(|other| *other != key) {
+                return Err(refused(format!(
+                    "group 0's log is empty, but the directory holds data of cluster {}: restore the data \
+                     directory, wal included, from one copy, or start with an empty one",
+                    identity.cluster_id
+                )));
+            }
+            meta.initialize(&[replica]).await.map_err(refused)?;
+        }
+        meta.elect_if_alone().await;
+        let formed = state.borrow().clone();
+        if formed.is_formed() && formed.cluster_id != identity.cluster_id {
+            return Err(refused(format!(
+                "{}: IDENTITY names cluster {}, group 0 is of cluster {}: the directory is a mix of two; restore \
+                 all of it from one copy",
+                self.options.data_dir.display(),
+                identity.cluster_id,
+                formed.cluster_id
+            )));
+        }
+        let peers = known
+            .iter()
+            .map(|one| (NodeId(one.number), one.address.clone()))
+            .filter(|(number, _)| *number != identity.number);
+        self.transport.set_peers(peers.collect());
+        let seat = Arc::new(Seat { identity, meta, state, founding });
+        self.seat.send_replace(Some(seat.clone()));
+        self.watch_group(&seat.meta);
+        Ok(seat)
+    }
+
+    /// Proposes a command to group 0, wherever it is led, until it is answered: every command may be
+    /// repeated.
+    pub(super) async fn change(&self, command: &meta::Command, deadline: Instant) -> Result<meta::Answer> {
+        let bytes = meta::encode_command(command);
+        loop {
+            let answer = self.propose_to(GroupId::META, bytes.clone(), deadline).await;
+            match answer {
+                Ok(answer) => {
+                    return meta::decode_answer(&answer)
+                        .map_err(|why| Error::new(Reason::ClusterRefused, why));
+                }
+                Err(error) if super::calls::is_worth_repeating(&error) && Instant::now() < deadline => {
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// openraft's role names, as group 0 uses them.
+pub(super) fn leads(meta: &MetaGroup) -> bool {
+    meta.status().role == raft::Role::Leader
+}

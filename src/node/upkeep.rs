@@ -1,0 +1,217 @@
+//! What runs beside the calls: checkpoints, the look at the disk, and the watch for failures.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use prometheus::{IntGauge, Registry};
+use tokio::time::Instant;
+
+use super::Node;
+use crate::error::{Error, Reason, Result};
+use crate::raft;
+use crate::types::{GroupId, LogKey, PartitionId};
+
+/// The log may grow by this much between checkpoints: it bounds what a restart applies again, and how
+/// much log there is.
+const CHECKPOINT_LOG_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Nothing waits longer than this for a checkpoint.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
+
+/// How often the disk and the log are looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+struct Gauges {
+    disk_free: IntGauge,
+    disk_total: IntGauge,
+    engine_disk: IntGauge,
+    engine_memory: IntGauge,
+    keys: IntGauge,
+    data_bytes: IntGauge,
+    replicas: IntGauge,
+    leaders: IntGauge,
+    checkpoint_seconds: prometheus::Histogram,
+}
+
+impl Gauges {
+    fn register(registry: &Registry) -> std::result::Result<Gauges, prometheus::Error> {
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok::<_, prometheus::Error>(gauge)
+        };
+        let opts = prometheus::HistogramOpts::new(
+            "rushkv_node_checkpoint_seconds",
+            "Time to make the engine durable, so that the log before it can go.",
+        )
+        .buckets(vec![0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0]);
+        let checkpoint_seconds = prometheus::Histogram::with_opts(opts)?;
+        registry.register(Box::new(checkpoint_seconds.clone()))?;
+        Ok(Gauges {
+            disk_free: gauge("rushkv_node_disk_free_bytes", "Free space on the data directory's disk.")?,
+            disk_total: gauge("rushkv_node_disk_total_bytes", "Size of the data directory's disk.")?,
+            engine_disk: gauge("rushkv_engine_disk_bytes", "What the engine takes up on the disk.")?,
+            engine_memory: gauge(
+                "rushkv_engine_memory_bytes",
+                "What the engine says that it takes up in memory: caches and write buffers.",
+            )?,
+            keys: gauge("rushkv_node_keys", "Keys in the replicas of this node.")?,
+            data_bytes: gauge(
+                "rushkv_node_data_bytes",
+                "Bytes of keys and values in the replicas of this node.",
+            )?,
+            replicas: gauge("rushkv_node_replicas", "Partitions that this node holds a replica of.")?,
+            leaders: gauge("rushkv_node_leaders", "Partitions that this node leads.")?,
+            checkpoint_seconds,
+        })
+    }
+}
+
+/// Starts the tasks; they end when the node is stopped or dropped.
+pub(super) fn start(node: &Arc<Node>, registry: &Registry) -> Result<()> {
+    let gauges =
+        Gauges::register(registry).map_err(|error| Error::new(Reason::Internal, error.to_string()))?;
+    let checkpoint_seconds = gauges.checkpoint_seconds.clone();
+    look(node, &gauges);
+    let tasks = [
+        tokio::spawn(look_on(Arc::downgrade(node), gauges)),
+        tokio::spawn(look_after(Arc::downgrade(node), checkpoint_seconds)),
+        tokio::spawn(watch_log(Arc::downgrade(node), node.wal.clone())),
+    ];
+    for task in tasks {
+        node.keep_task(task);
+    }
+    Ok(())
+}
+
+impl Node {
+    /// Ends the process when the group stops by itself, unless only this replica is damaged.
+    pub(super) fn watch_group<M: raft::Machine>(self: &Arc<Node>, group: &raft::Group<M>) {
+        let group = group.clone();
+        let node = Arc::downgrade(self);
+        self.keep_task(tokio::spawn(async move {
+            let why = group.stopped().await;
+            let Some(node) = node.upgrade() else { return };
+            match group.damage() {
+                Some(_) => tracing::error!(why, "a replica has stopped; the others go on"),
+                None if node.holds(group.key()) => node.fail(why),
+                // It was given up, or has another one in its place.
+                None => {}
+            }
+        }));
+    }
+
+    fn holds(&self, key: LogKey) -> bool {
+        match key.group {
+            GroupId::META => self.seat().is_some_and(|seat| seat.meta.key() == key),
+            GroupId(group) => {
+                self.replica(PartitionId(group - 1)).is_some_and(|replica| replica.group.key() == key)
+            }
+        }
+    }
+}
+
+async fn watch_log(node: Weak<Node>, wal: crate::wal::Wal) {
+    let failed = wal.failed().await;
+    if let Some(node) = node.upgrade() {
+        node.failure.send_replace(Some(failed.to_string()));
+    }
+}
+
+/// Apart from the checkpoints, which can take long just when the disk fills up.
+async fn look_on(node: Weak<Node>, gauges: Gauges) {
+    let mut tick = tokio::time::interval(LOOK_INTERVAL);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        match node.upgrade() {
+            Some(node) => look(&node, &gauges),
+            None => return,
+        }
+    }
+}
+
+async fn look_after(node: Weak<Node>, checkpoint_seconds: prometheus::Histogram) {
+    let mut last_checkpoint = Instant::now();
+    let mut log_bytes = 0;
+    let mut applied = 0;
+    let mut tick = tokio::time::interval(LOOK_INTERVAL);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let Some(node) = node.upgrade() else {
+            return;
+        };
+        let written = node.wal.written_bytes();
+        let now_applied = node.applied_sum();
+        let grown = written.saturating_sub(log_bytes) >= CHECKPOINT_LOG_BYTES;
+        let due = last_checkpoint.elapsed() >= CHECKPOINT_INTERVAL && now_applied != applied;
+        if !(grown || due) {
+            continue;
+        }
+        let timer = checkpoint_seconds.start_timer();
+        if let Err(error) = node.checkpoint().await {
+            // After a failed fsync nobody knows what is on the disk.
+            node.failure.send_replace(Some(format!("checkpoint: {error}")));
+            return;
+        }
+        timer.observe_duration();
+        (last_checkpoint, log_bytes, applied) = (Instant::now(), written, now_applied);
+    }
+}
+
+fn look(node: &Node, gauges: &Gauges) {
+    node.disk.look();
+    gauges.disk_free.set(i64::try_from(node.disk.free_bytes()).unwrap_or(i64::MAX));
+    gauges.disk_total.set(i64::try_from(node.disk.total_bytes()).unwrap_or(i64::MAX));
+    if let Ok(sizes) = node.store.engine().sizes() {
+        gauges.engine_disk.set(i64::try_from(sizes.disk_bytes).unwrap_or(i64::MAX));
+        gauges.engine_memory.set(i64::try_from(sizes.memory_bytes).unwrap_or(i64::MAX));
+    }
+    let (mut keys, mut bytes, mut leaders) = (0, 0, 0);
+    let replicas = node.replicas();
+    for (_, replica) in &replicas {
+        keys += replica.totals.keys();
+        bytes += replica.totals.bytes();
+        leaders += i64::from(replica.group.status().role == crate::raft::Role::Leader);
+    }
+    gauges.keys.set(i64::try_from(keys).unwrap_or(i64::MAX));
+    gauges.data_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    gauges.replicas.set(i64::try_from(replicas.len()).unwrap_or(i64::MAX));
+    gauges.leaders.set(leaders);
+}
+
+impl Node {
+    /// Makes everything applied so far durable in the engine, and lets the log before it go.
+    pub async fn checkpoint(&self) -> std::result::Result<(), String> {
+        let store = self.store.clone();
+        let reached = tokio::task::spawn_blocking(move || store.checkpoint())
+            .await
+            .map_err(|error| error.to_string())?
+            .map_err(|error| error.to_string())?;
+        for (key, applied) in reached {
+            let Some(applied) = applied else {
+                continue;
+            };
+            let noted = match key.group {
+                GroupId::META => match self.seat() {
+                    Some(seat) if seat.meta.key() == key => seat.meta.checkpointed(applied).await,
+                    _ => Ok(()),
+                },
+                GroupId(group) => match self.replica(PartitionId(group - 1)) {
+                    Some(replica) if replica.group.key() == key => replica.group.checkpointed(applied).await,
+                    _ => Ok(()),
+                },
+            };
+            noted.map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Changes whenever anything was applied.
+    fn applied_sum(&self) -> u64 {
+        let meta = self.seat().and_then(|seat| seat.meta.status().applied);
+        let data = self.replicas().into_iter().map(|(_, replica)| replica.group.status().applied);
+        data.chain([meta]).flatten().map(|id| id.index).sum()
+    }
+}

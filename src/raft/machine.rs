@@ -1,0 +1,106 @@
+//! What a group replicates commands for: a state machine over bytes.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
+use super::space::Space;
+use crate::codec::Malformed;
+use crate::storage::{self, Batch};
+
+/// Why applying stopped. Never because of what a command asks for: that is an answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    #[error(transparent)]
+    Storage(#[from] storage::Error),
+    /// A record that can't be read: this copy of the state is damaged.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// A command that can't be read: of a newer version, or of a damaged log. The state is not to
+    /// blame, and another program may well go on with it.
+    #[error("{0}; if a newer version of rushkv wrote it, start that version")]
+    Command(Malformed),
+}
+
+impl ApplyError {
+    /// Whether this copy of the state can't be read; else the process has to end.
+    pub(crate) fn is_damage(&self) -> bool {
+        matches!(self, ApplyError::Malformed(_) | ApplyError::Storage(storage::Error::Corrupt { .. }))
+    }
+}
+
+/// A deterministic state machine. All replicas of a group apply the same commands at the same
+/// indexes; the answer and every write must follow from the command, its index and the records of the
+/// keys it names alone: no clock, no random numbers, no iteration over unordered maps.
+///
+/// **Redo.** With an engine that does not recover a prefix ([`storage::Engine::recovers_prefix`]), the
+/// log is applied again from the last checkpoint on a state that may already hold the effect of later
+/// entries. A machine must see from its records that an entry took effect already, and pass over it.
+pub trait Machine: Send + Sync + 'static {
+    /// Takes up what `space` holds: called before the first command, and after a snapshot was
+    /// installed. `redo` says that the log will be applied again on a state that may be ahead of it:
+    /// then it returns the newest index whose effect it found, or 0.
+    fn load(&mut self, space: &Space, redo: bool) -> Result<u64, ApplyError>;
+
+    /// Applies the committed command at `index`, and answers.
+    fn apply(&mut self, index: u64, command: Bytes, txn: &mut Txn<'_>) -> Result<Bytes, ApplyError>;
+
+    /// Called once after the last command of a batch, before it is written.
+    fn finish(&mut self, txn: &mut Txn<'_>) -> Result<(), ApplyError>;
+
+    /// What was applied up to `index` can be read now.
+    fn published(&mut self, index: u64);
+
+    /// All up to `index` is in a checkpoint: the machine may drop what it kept for a redo. Writes go
+    /// into the next batch.
+    fn checkpointed(&mut self, index: u64);
+}
+
+/// The writes of one batch of commands: read over the engine's state, written together at its end.
+#[derive(Debug)]
+pub struct Txn<'a> {
+    space: &'a Space,
+    writes: HashMap<Bytes, Option<Bytes>>,
+    /// Keys in the order of their first write, so that batches are the same on every replica.
+    order: Vec<Bytes>,
+}
+
+impl<'a> Txn<'a> {
+    pub(crate) fn new(space: &'a Space) -> Txn<'a> {
+        Txn { space, writes: HashMap::new(), order: Vec::new() }
+    }
+
+    /// The value as the commands before this one left it.
+    pub fn get(&self, key: &[u8]) -> storage::Result<Option<Bytes>> {
+        match self.writes.get(key) {
+            Some(written) => Ok(written.clone()),
+            None => self.space.get(key),
+        }
+    }
+
+    pub fn put(&mut self, key: Bytes, value: Bytes) {
+        self.write(key, Some(value));
+    }
+
+    pub fn delete(&mut self, key: Bytes) {
+        self.write(key, None);
+    }
+
+    fn write(&mut self, key: Bytes, value: Option<Bytes>) {
+        if self.writes.insert(key.clone(), value).is_none() {
+            self.order.push(key);
+        }
+    }
+
+    pub(crate) fn into_batch(mut self) -> Batch {
+        let mut batch = Batch::default();
+        for key in self.order {
+            match self.writes.remove(&key) {
+                Some(Some(value)) => batch.put(self.space.key(&key), value),
+                Some(None) => batch.delete(self.space.key(&key)),
+                None => {}
+            }
+        }
+        batch
+    }
+}

@@ -1,0 +1,126 @@
+//! What waits goes to the consensus core together: proposals as one message, readers as one ReadIndex.
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use openraft::Raft;
+use openraft::error::{ClientWriteError, LinearizableReadError, RaftError};
+use openraft::raft::ReadPolicy;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::Metrics;
+use super::group::{ProposeError, ReadError};
+use super::machine::Machine;
+use super::state_machine::StateMachine;
+use super::types::{Command, TypeConfig};
+use crate::types::ReplicaId;
+
+/// Most proposals in one message to the consensus core.
+const PROPOSALS_PER_MESSAGE: usize = 512;
+
+/// Readers that may wait for a ReadIndex; the next one is refused.
+pub(super) const READERS_MAX: usize = 16 * 1024;
+
+/// A command that waits for its turn.
+pub(super) struct Proposal {
+    pub command: Bytes,
+    pub answer: oneshot::Sender<Result<Bytes, ProposeError>>,
+    pub deadline: Instant,
+    /// Its share of the bytes that may wait; given back when it is answered.
+    pub room: OwnedSemaphorePermit,
+}
+
+/// Somebody who waits to read.
+pub(super) type Reader = oneshot::Sender<Result<(), ReadError>>;
+
+/// Feeds proposals to the core: all that wait in one message.
+pub(super) async fn propose_all<M: Machine>(
+    raft: Raft<TypeConfig, StateMachine<M>>,
+    mut queue: mpsc::Receiver<Proposal>,
+    metrics: Metrics,
+) {
+    let mut batch = Vec::with_capacity(PROPOSALS_PER_MESSAGE);
+    while queue.recv_many(&mut batch, PROPOSALS_PER_MESSAGE).await > 0 {
+        let now = Instant::now();
+        let mut commands = Vec::with_capacity(batch.len());
+        let mut waiting = Vec::with_capacity(batch.len());
+        for Proposal { command, answer, deadline, room } in batch.drain(..) {
+            if deadline <= now {
+                // If nobody waits any more, nothing is lost: it was not submitted.
+                let _ = answer.send(Err(ProposeError::DeadlineBefore));
+            } else if !answer.is_closed() {
+                commands.push(Command(command));
+                waiting.push((answer, room));
+            }
+        }
+        if commands.is_empty() {
+            continue;
+        }
+        metrics.proposals_per_message.observe(commands.len() as f64);
+        let results = raft.client_write_many(commands).await;
+        let propose_seconds = metrics.propose_seconds.clone();
+        tokio::spawn(async move {
+            let mut results = match results {
+                Ok(results) => results,
+                Err(fatal) => {
+                    for (answer, _room) in waiting {
+                        let _ = answer.send(Err(ProposeError::Unknown(fatal.to_string())));
+                    }
+                    return;
+                }
+            };
+            for (answer, _room) in waiting {
+                let result = match results.next().await {
+                    Some(Ok(Ok(written))) => Ok(written.response.0),
+                    Some(Ok(Err(error))) => Err(propose_error(error)),
+                    Some(Err(fatal)) => Err(ProposeError::Unknown(fatal.to_string())),
+                    None => Err(ProposeError::Unknown("the group stopped".into())),
+                };
+                propose_seconds.observe(now.elapsed().as_secs_f64());
+                // The caller may have given up; the write stands all the same.
+                let _ = answer.send(result);
+            }
+        });
+    }
+}
+
+/// Only a refusal before appending means "did not happen" (rule 10).
+fn propose_error(error: ClientWriteError<TypeConfig>) -> ProposeError {
+    match error {
+        ClientWriteError::ForwardToLeader(forward) => {
+            ProposeError::NotLeader { leader: forward.leader_id.map(ReplicaId) }
+        }
+        other => ProposeError::Unknown(other.to_string()),
+    }
+}
+
+/// Confirms leadership for readers: all that wait share one round.
+pub(super) async fn read_all<M: Machine>(
+    raft: Raft<TypeConfig, StateMachine<M>>,
+    mut queue: mpsc::Receiver<Reader>,
+    metrics: Metrics,
+) {
+    let mut batch = Vec::new();
+    while queue.recv_many(&mut batch, READERS_MAX).await > 0 {
+        metrics.readers_per_round.observe(batch.len() as f64);
+        let result = read_index(&raft).await;
+        for reader in batch.drain(..) {
+            // A reader may have given up.
+            let _ = reader.send(result.clone());
+        }
+    }
+}
+
+async fn read_index<M: Machine>(raft: &Raft<TypeConfig, StateMachine<M>>) -> Result<(), ReadError> {
+    match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+        Ok(linearizer) => match linearizer.await_ready(raft).await {
+            Ok(_) => Ok(()),
+            Err(fatal) => Err(ReadError::Stopped(fatal.to_string())),
+        },
+        Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+            Err(ReadError::NotLeader { leader: forward.leader_id.map(ReplicaId) })
+        }
+        Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(ReadError::NoQuorum),
+        Err(RaftError::Fatal(fatal)) => Err(ReadError::Stopped(fatal.to_string())),
+    }
+}

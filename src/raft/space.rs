@@ -1,0 +1,131 @@
+//! A replica's own stretch of the engine: every key under one five-byte prefix.
+//!
+//! A space is written once from empty: by a replica's log from its birth on, or by an installed
+//! snapshot. Replacing a replica's state means filling a new space and flipping to it.
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::storage::{self, Engine, KeyRange, Order, Pair, View};
+
+/// First byte of every data key in the engine; see `docs/formats/engine.md`.
+const DATA: u8 = b'd';
+
+/// The number of a space in its engine; never used for another replica or generation while keys of it
+/// are left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct SpaceId(pub u32);
+
+/// Keys of one space, seen without their prefix. Clones share a count, so that a space that was
+/// replaced is deleted only when its last reader has gone.
+#[derive(Debug, Clone)]
+pub struct Space {
+    engine: Arc<dyn Engine>,
+    id: Arc<SpaceId>,
+}
+
+impl Space {
+    pub(crate) fn new(engine: Arc<dyn Engine>, id: SpaceId) -> Space {
+        Space { engine, id: Arc::new(id) }
+    }
+
+    pub(crate) fn id(&self) -> SpaceId {
+        *self.id
+    }
+
+    /// Whether somebody besides the caller still holds it.
+    pub(crate) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.id) > 1
+    }
+
+    pub(crate) fn key(&self, key: &[u8]) -> Bytes {
+        full_key(*self.id, key)
+    }
+
+    pub fn get(&self, key: &[u8]) -> storage::Result<Option<Bytes>> {
+        self.engine.get(&self.key(key))
+    }
+
+    /// A consistent state of the space.
+    pub fn view(&self) -> storage::Result<SpaceView> {
+        Ok(SpaceView { view: self.engine.view()?, space: self.clone() })
+    }
+
+    /// Every key of the space, as the engine knows it.
+    pub(crate) fn whole(&self) -> KeyRange {
+        whole(*self.id)
+    }
+}
+
+/// A consistent state of a space, unaffected by later writes.
+pub struct SpaceView {
+    view: Box<dyn View>,
+    space: Space,
+}
+
+impl std::fmt::Debug for SpaceView {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SpaceView").field("space", &self.space.id()).finish_non_exhaustive()
+    }
+}
+
+impl SpaceView {
+    pub fn get(&self, key: &[u8]) -> storage::Result<Option<Bytes>> {
+        self.view.get(&self.space.key(key))
+    }
+
+    /// The keys of `range`, in order, without the space's prefix.
+    pub fn scan(
+        &self,
+        range: KeyRange,
+        order: Order,
+    ) -> impl Iterator<Item = storage::Result<Pair>> + Send + '_ {
+        let id = self.space.id();
+        let (low, high) = range;
+        let low = match low {
+            Bound::Included(key) => Bound::Included(full_key(id, &key)),
+            Bound::Excluded(key) => Bound::Excluded(full_key(id, &key)),
+            Bound::Unbounded => whole(id).0,
+        };
+        let high = match high {
+            Bound::Included(key) => Bound::Included(full_key(id, &key)),
+            Bound::Excluded(key) => Bound::Excluded(full_key(id, &key)),
+            Bound::Unbounded => whole(id).1,
+        };
+        self.view
+            .scan((low, high), order)
+            .map(|pair| pair.map(|(key, value)| (key.slice(PREFIX_BYTES..), value)))
+    }
+}
+
+/// The type byte and the space's number, big-endian so that spaces lie one after another.
+const PREFIX_BYTES: usize = 5;
+
+fn full_key(id: SpaceId, key: &[u8]) -> Bytes {
+    let mut full = BytesMut::with_capacity(PREFIX_BYTES + key.len());
+    full.put_u8(DATA);
+    full.put_u32(id.0);
+    full.put_slice(key);
+    full.freeze()
+}
+
+pub(crate) fn whole(id: SpaceId) -> KeyRange {
+    let end = match id.0.checked_add(1) {
+        Some(next) => full_key(SpaceId(next), &[]),
+        None => Bytes::from_static(&[DATA + 1]),
+    };
+    (Bound::Included(full_key(id, &[])), Bound::Excluded(end))
+}
+
+/// The space of the first data key at or after `from`, if there is one.
+pub(crate) fn next_space(view: &dyn View, from: SpaceId) -> storage::Result<Option<SpaceId>> {
+    let range = (Bound::Included(full_key(from, &[])), Bound::Excluded(Bytes::from_static(&[DATA + 1])));
+    let Some(first) = view.scan(range, Order::Ascending).next() else {
+        return Ok(None);
+    };
+    let (key, _) = first?;
+    // The range holds only keys with the whole prefix, unless somebody else wrote into the engine.
+    Ok(key.get(1..PREFIX_BYTES).and_then(|id| id.try_into().ok()).map(|id| SpaceId(u32::from_be_bytes(id))))
+}

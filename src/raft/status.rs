@@ -1,0 +1,180 @@
+//! What a replica knows of its group, and the watch on it.
+
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::metrics::{RaftMetrics, RaftServerMetrics};
+use openraft::{Instant as _, ServerState};
+
+use super::Group;
+use super::machine::Machine;
+use super::types::{TypeConfig, log_id};
+use crate::types::{LogId, ReplicaId};
+
+/// What a replica is in its group now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Leader,
+    Follower,
+    Learner,
+    Candidate,
+}
+
+/// A look at a group from one of its replicas.
+#[derive(Debug, Clone)]
+pub struct Status {
+    pub role: Role,
+    pub leader: Option<ReplicaId>,
+    pub term: u64,
+    pub last_index: u64,
+    pub committed: Option<LogId>,
+    pub applied: Option<LogId>,
+    /// Up to where the log was let go.
+    pub purged: Option<LogId>,
+    /// The entry of the membership in force, committed or not: what a change of it names as expected.
+    pub membership: Option<LogId>,
+    /// Two sets of voters are in force at once: a change is under way, or was broken off.
+    pub joint: bool,
+    /// The membership in force is known to be committed.
+    pub membership_committed: bool,
+    /// Of both sets, if the membership is joint; in ascending order.
+    pub voters: Vec<ReplicaId>,
+    /// Those who will vote: of a joint membership the newer set, else all voters; in ascending order.
+    pub next_voters: Vec<ReplicaId>,
+    /// In ascending order.
+    pub learners: Vec<ReplicaId>,
+    /// As the leader knows it, the last entry durable on each other replica; 0 where it knows of none.
+    pub matched: Vec<(ReplicaId, u64)>,
+    /// On the leader, how long ago each other replica answered; missing if it never did.
+    pub answered: Vec<(ReplicaId, Duration)>,
+    /// On the leader, how long ago a majority had confirmed that it leads. `None` elsewhere, and on a
+    /// leader before the first time.
+    pub quorum_acked: Option<Duration>,
+}
+
+impl Status {
+    pub fn is_voter(&self, replica: ReplicaId) -> bool {
+        self.voters.contains(&replica)
+    }
+
+    pub fn is_member(&self, replica: ReplicaId) -> bool {
+        self.is_voter(replica) || self.learners.contains(&replica)
+    }
+
+    /// As the leader knows it, the last entry durable on `replica`; 0 if it is not known.
+    pub fn matched(&self, replica: ReplicaId) -> u64 {
+        self.matched.iter().find(|(id, _)| *id == replica).map_or(0, |(_, index)| *index)
+    }
+
+    pub(super) fn new(this: ReplicaId, metrics: &RaftMetrics<TypeConfig>) -> Status {
+        let membership = metrics.membership_config.membership();
+        let sorted = |ids: &mut dyn Iterator<Item = u64>| {
+            let mut ids: Vec<ReplicaId> = ids.map(ReplicaId).collect();
+            ids.sort_unstable();
+            ids.dedup();
+            ids
+        };
+        let voters = sorted(&mut membership.voter_ids());
+        let newest = membership.get_joint_config().last();
+        let next_voters = sorted(&mut newest.into_iter().flatten().copied());
+        let matched = metrics.replication.iter().flatten();
+        let matched = matched.map(|(id, at)| (ReplicaId(*id), at.as_ref().map_or(0, |at| at.index)));
+        let answered = metrics.heartbeat.iter().flatten();
+        let answered = answered.filter_map(|(id, at)| Some((ReplicaId(*id), at.as_ref()?.elapsed())));
+        let role = role(metrics.state);
+        let alone = role == Role::Leader && voters == [this];
+        Status {
+            role,
+            leader: metrics.current_leader.map(ReplicaId),
+            term: metrics.current_term,
+            last_index: metrics.last_log_index.unwrap_or(0),
+            committed: metrics.local_committed.as_ref().map(log_id),
+            applied: metrics.last_applied.as_ref().map(log_id),
+            purged: metrics.purged.as_ref().map(log_id),
+            membership: metrics.membership_config.log_id().as_ref().map(log_id),
+            joint: membership.get_joint_config().len() > 1,
+            membership_committed: metrics.membership_config == metrics.committed_membership_config,
+            learners: sorted(&mut membership.learner_ids()),
+            next_voters,
+            matched: matched.filter(|(id, _)| *id != this).collect(),
+            answered: answered.filter(|(id, _)| *id != this).collect(),
+            quorum_acked: match metrics.last_quorum_acked {
+                _ if alone => Some(Duration::ZERO),
+                acked => acked.filter(|_| role == Role::Leader).map(|at| at.elapsed()),
+            },
+            voters,
+        }
+    }
+}
+
+fn role(state: ServerState) -> Role {
+    match state {
+        ServerState::Leader => Role::Leader,
+        ServerState::Candidate => Role::Candidate,
+        ServerState::Follower => Role::Follower,
+        ServerState::Learner | ServerState::Shutdown => Role::Learner,
+    }
+}
+
+/// Tells when a group's leader, this replica's role, or the membership changed.
+pub struct Changes {
+    watch: openraft::alias::WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>,
+    /// What [`Group::status`] reads; the core publishes it just after the other.
+    all: openraft::alias::WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
+    /// A change was seen that was not told yet.
+    seen: bool,
+}
+
+impl std::fmt::Debug for Changes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Changes").finish_non_exhaustive()
+    }
+}
+
+impl Changes {
+    /// Resolves once something has changed since the last call, or since the watch was made, and
+    /// [`Group::status`] shows it; `false` if the group stopped, and nothing will change any more.
+    /// Changes that follow closely may be told as one. May be dropped at any time: no change is missed.
+    pub async fn changed(&mut self) -> bool {
+        if !self.seen && self.watch.changed().await.is_err() {
+            return false;
+        }
+        self.seen = true;
+        while !self.is_shown() {
+            if self.all.changed().await.is_err() {
+                return false;
+            }
+        }
+        self.seen = false;
+        true
+    }
+
+    fn is_shown(&mut self) -> bool {
+        let now = self.watch.borrow_and_update();
+        let all = self.all.borrow_and_update();
+        all.state == now.state
+            && all.vote == now.vote
+            && all.current_leader == now.current_leader
+            && all.membership_config == now.membership_config
+            && all.committed_membership_config == now.committed_membership_config
+    }
+
+    pub(super) fn role(&self) -> Role {
+        role(self.watch.borrow_watched().state)
+    }
+}
+
+impl<M: Machine> Group<M> {
+    /// What this replica knows now.
+    pub fn status(&self) -> Status {
+        let metrics = self.raft.metrics();
+        Status::new(self.key.replica, &metrics.borrow_watched())
+    }
+
+    /// A watch on leader, role and membership: cheap, where following every entry would not be.
+    pub fn changes(&self) -> Changes {
+        let (mut watch, all) = (self.raft.server_metrics(), self.raft.metrics());
+        watch.borrow_and_update();
+        Changes { watch, all, seen: false }
+    }
+}

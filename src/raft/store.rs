@@ -1,0 +1,467 @@
+//! What all groups of a node share: the engine, divided into spaces, and the checkpoint file.
+//!
+//! Engine layout (`docs/formats/engine.md`): `s` group replica → the replica's space and the state it
+//! was born with; `a` group replica → last applied log id; `m` group replica → last applied membership;
+//! `x` group replica → why this copy can't be read; `t` group replica → it was destroyed; `d` space key → the machine's records. One batch carries an apply's records together with its `a`.
+//!
+//! A checkpoint makes the engine durable and writes down, in a file beside it, how far every replica
+//! had applied before. The log is purged only up to there (rule 6), and an engine that does not
+//! recover a prefix is redone from there after an unclean stop (rule 3).
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::codec::{decode_stored_membership, encode_stored_membership, put_log_id, take_log_id};
+use super::space::{Space, SpaceId, next_space};
+use super::types::StoredMembership;
+use crate::codec::{Malformed, Reader, Writer as _};
+use crate::disk;
+use crate::storage::{self, Batch, Engine};
+use crate::types::{GroupId, LogId, LogKey, ReplicaId};
+
+/// Why the store could not be opened, or stopped working.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error(transparent)]
+    Storage(#[from] storage::Error),
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    #[error("{path}: {source}", path = path.display())]
+    File { path: PathBuf, source: std::io::Error },
+}
+
+/// How far a replica has applied, and where.
+#[derive(Debug, Clone)]
+pub(crate) struct Progress {
+    pub space: SpaceId,
+    pub applied: Option<LogId>,
+    pub membership: StoredMembership,
+}
+
+/// A replica as it was found.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub space: Space,
+    /// The snapshot that the space was born with, if any.
+    pub born: Option<LogId>,
+    pub applied: Option<LogId>,
+    /// The newest entry whose effect the engine claims to hold; past `applied` in a redo.
+    pub claimed: Option<LogId>,
+    pub membership: StoredMembership,
+    /// The log will be applied again on a state that may be ahead of it.
+    pub redo: bool,
+    /// Why this copy must not be used any more, if it was marked so.
+    pub damage: Option<String>,
+}
+
+/// Shared by every group of a node.
+#[derive(Debug)]
+pub struct Store {
+    engine: Arc<dyn Engine>,
+    checkpoint_path: PathBuf,
+    /// The engine may hold something else than a prefix of what was applied.
+    redo: bool,
+    /// What the last checkpoint said before this start.
+    at_start: BTreeMap<LogKey, Progress>,
+    inner: Mutex<Inner>,
+    /// Held while a checkpoint is taken.
+    checkpointing: Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    next_space: u32,
+    progress: BTreeMap<LogKey, Progress>,
+    /// Spaces that were replaced, until their last reader has gone.
+    retired: Vec<Space>,
+}
+
+/// The replica's space, and what its state was when the space was born.
+struct Birth {
+    space: SpaceId,
+    applied: Option<LogId>,
+    membership: StoredMembership,
+}
+
+impl Store {
+    /// Opens the store over `engine`, with its checkpoint file in `dir`. `clean` says that the engine
+    /// was closed properly the last time. Sweeps spaces that belong to nobody.
+    pub fn open(engine: Arc<dyn Engine>, dir: &Path, clean: bool) -> Result<Store, StoreError> {
+        let checkpoint_path = dir.join("checkpoint");
+        let redo = !clean && !engine.recovers_prefix();
+        let at_start = read_checkpoint(&checkpoint_path)?;
+        let owned = births(engine.as_ref())?;
+        let used: HashSet<SpaceId> = owned.values().map(|birth| birth.space).collect();
+        if sweep(engine.as_ref(), &used)? {
+            // Their numbers are given away again: nothing of them may come back.
+            engine.checkpoint()?;
+        }
+        let next_space = used.iter().map(|space| space.0 + 1).max().unwrap_or(0);
+        let inner = Inner { next_space, progress: BTreeMap::new(), retired: Vec::new() };
+        Ok(Store {
+            engine,
+            checkpoint_path,
+            redo,
+            at_start,
+            inner: Mutex::new(inner),
+            checkpointing: Mutex::new(()),
+        })
+    }
+
+    /// Whether the log is applied again, after an unclean stop, on an engine that may be ahead of it.
+    pub fn is_redo(&self) -> bool {
+        self.redo
+    }
+
+    pub fn engine(&self) -> &Arc<dyn Engine> {
+        &self.engine
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Every change under this lock is a single assignment or push.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Finds the replica's state, or creates an empty one.
+    pub(crate) fn replica(&self, key: LogKey) -> Result<Found, StoreError> {
+        let birth = match self.engine.get(&state_key(key))? {
+            Some(bytes) => decode_birth(bytes)?,
+            None => self.bear(key)?,
+        };
+        let space = Space::new(self.engine.clone(), birth.space);
+        let claimed = match self.engine.get(&applied_key(key))? {
+            Some(bytes) => decode_applied(bytes)?,
+            None => birth.applied,
+        };
+        let (applied, membership) = if self.redo {
+            match self.at_start.get(&key).filter(|progress| progress.space == birth.space) {
+                Some(progress) => (progress.applied, progress.membership.clone()),
+                None => (birth.applied, birth.membership),
+            }
+        } else {
+            let membership = match self.engine.get(&membership_key(key))? {
+                Some(bytes) => decode_stored_membership(bytes)?,
+                None => birth.membership,
+            };
+            (claimed, membership)
+        };
+        let damage = self.engine.get(&damage_key(key))?;
+        let damage = damage.map(|why| String::from_utf8_lossy(&why).into_owned());
+        self.progressed(key, space.id(), applied, membership.clone());
+        Ok(Found { space, born: birth.applied, applied, claimed, membership, redo: self.redo, damage })
+    }
+
+    /// Marks the replica's copy as one that can't be read, durably: it is not used again (rule 15).
+    pub(crate) fn mark_damaged(&self, key: LogKey, why: &str) -> Result<(), StoreError> {
+        let mut batch = Batch::default();
+        batch.put(damage_key(key), Bytes::copy_from_slice(why.as_bytes()));
+        self.engine.apply(batch)?;
+        Ok(self.engine.checkpoint()?)
+    }
+
+    /// Replicas that were destroyed here: their ids must not be used again.
+    pub fn tombstones(&self) -> Result<Vec<LogKey>, StoreError> {
+        let view = self.engine.view()?;
+        let range = storage::prefix_range(&Bytes::from_static(&[TOMBSTONE]));
+        let mut found = Vec::new();
+        for pair in view.scan(range, storage::Order::Ascending) {
+            found.push(decode_replica_key(pair?.0)?);
+        }
+        Ok(found)
+    }
+
+    /// Forgets a replica that has stopped, durably, but for its tombstone. Blocks on the disk.
+    pub(crate) fn destroy(&self, key: LogKey, space: Space) -> Result<(), StoreError> {
+        let mut batch = Batch::default();
+        for gone in [state_key(key), applied_key(key), membership_key(key), damage_key(key)] {
+            batch.delete(gone);
+        }
+        batch.put(replica_key(TOMBSTONE, key), Bytes::new());
+        self.engine.apply(batch)?;
+        self.engine.checkpoint()?;
+        let mut inner = self.lock();
+        inner.progress.remove(&key);
+        // Its records go when the last reader has.
+        inner.retired.push(space);
+        Ok(())
+    }
+
+    fn bear(&self, key: LogKey) -> Result<Birth, StoreError> {
+        let birth = Birth { space: self.new_space(), applied: None, membership: StoredMembership::default() };
+        let mut batch = Batch::default();
+        batch.put(state_key(key), encode_birth(&birth));
+        self.engine.apply(batch)?;
+        Ok(birth)
+    }
+
+    pub(crate) fn new_space(&self) -> SpaceId {
+        let mut inner = self.lock();
+        let id = SpaceId(inner.next_space);
+        inner.next_space += 1;
+        id
+    }
+
+    /// Adds to `batch` what says that `key` has applied up to `applied`.
+    pub(crate) fn record_applied(batch: &mut Batch, key: LogKey, applied: LogId) {
+        let mut value = BytesMut::with_capacity(17);
+        put_log_id(&mut value, Some(applied));
+        batch.put(applied_key(key), value.freeze());
+    }
+
+    pub(crate) fn record_membership(batch: &mut Batch, key: LogKey, membership: &StoredMembership) {
+        batch.put(membership_key(key), encode_stored_membership(membership));
+    }
+
+    /// Makes `space`, already filled and durable, the replica's state, in one durable batch.
+    pub(crate) fn flip(
+        &self,
+        key: LogKey,
+        old: &Space,
+        new: &Space,
+        applied: Option<LogId>,
+        membership: &StoredMembership,
+    ) -> Result<(), StoreError> {
+        let birth = Birth { space: new.id(), applied, membership: membership.clone() };
+        let mut batch = Batch::default();
+        batch.put(state_key(key), encode_birth(&birth));
+        match applied {
+            Some(applied) => Store::record_applied(&mut batch, key, applied),
+            None => batch.delete(applied_key(key)),
+        }
+        Store::record_membership(&mut batch, key, membership);
+        self.engine.apply(batch)?;
+        self.engine.checkpoint()?;
+        self.progressed(key, new.id(), applied, membership.clone());
+        self.lock().retired.push(old.clone());
+        Ok(())
+    }
+
+    /// Deletes a space that nobody needs any more, soon and apart from the caller.
+    pub(crate) fn discard(self: &Arc<Self>, space: Space) {
+        self.lock().retired.push(space);
+        // Outside of a runtime, the next checkpoint does it.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let store = self.clone();
+            runtime.spawn_blocking(move || {
+                if let Err(error) = store.sweep_retired() {
+                    tracing::error!(%error, "a space could not be deleted; the next checkpoint tries again");
+                }
+            });
+        }
+    }
+
+    /// Notes what the next checkpoint may claim: called after the engine has it.
+    pub(crate) fn progressed(
+        &self,
+        key: LogKey,
+        space: SpaceId,
+        applied: Option<LogId>,
+        membership: StoredMembership,
+    ) {
+        self.lock().progress.insert(key, Progress { space, applied, membership });
+    }
+
+    /// Makes everything applied so far durable and writes down how far that was. Blocks on the disk.
+    /// Returns what each replica's log may be purged to.
+    pub fn checkpoint(&self) -> Result<BTreeMap<LogKey, Option<LogId>>, StoreError> {
+        let _one_at_a_time = self.checkpointing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Taken before the engine's checkpoint: it covers at least this.
+        let progress = self.lock().progress.clone();
+        self.engine.checkpoint()?;
+        disk::write_atomic(&self.checkpoint_path, &encode_checkpoint(&progress))
+            .map_err(|source| StoreError::File { path: self.checkpoint_path.clone(), source })?;
+        self.sweep_retired()?;
+        Ok(progress.into_iter().map(|(key, progress)| (key, progress.applied)).collect())
+    }
+
+    fn sweep_retired(&self) -> Result<(), StoreError> {
+        let free: Vec<Space> = {
+            let mut inner = self.lock();
+            let (free, kept) = std::mem::take(&mut inner.retired).into_iter().partition(|s| !s.is_shared());
+            inner.retired = kept;
+            free
+        };
+        let mut free = free.into_iter();
+        while let Some(space) = free.next() {
+            if let Err(error) = self.engine.delete_range(space.whole()) {
+                self.lock().retired.extend([space].into_iter().chain(free));
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Deletes every space that is not in `used`: installs that a crash broke off. Says whether there were any.
+fn sweep(engine: &dyn Engine, used: &HashSet<SpaceId>) -> Result<bool, StoreError> {
+    let mut from = SpaceId(0);
+    let mut swept = false;
+    loop {
+        let found = next_space(engine.view()?.as_ref(), from)?;
+        let Some(id) = found else {
+            return Ok(swept);
+        };
+        if !used.contains(&id) {
+            swept = true;
+            tracing::info!(space = id.0, "removing what an unfinished snapshot left behind");
+            engine.delete_range(super::space::whole(id))?;
+        }
+        match id.0.checked_add(1) {
+            Some(next) => from = SpaceId(next),
+            None => return Ok(swept),
+        }
+    }
+}
+
+fn births(engine: &dyn Engine) -> Result<BTreeMap<LogKey, Birth>, StoreError> {
+    let view = engine.view()?;
+    let range = storage::prefix_range(&Bytes::from_static(&[STATE]));
+    let mut found = BTreeMap::new();
+    for pair in view.scan(range, storage::Order::Ascending) {
+        let (key, value) = pair?;
+        found.insert(decode_replica_key(key)?, decode_birth(value)?);
+    }
+    Ok(found)
+}
+
+/// Whose a key of kind, group and replica is.
+fn decode_replica_key(key: Bytes) -> Result<LogKey, Malformed> {
+    let mut input = Reader::new("engine key", key.slice(1..));
+    // Big-endian in keys, so that they sort by number.
+    let group = GroupId(input.u32()?.swap_bytes());
+    let replica = ReplicaId(input.u64()?.swap_bytes());
+    Ok(LogKey { group, replica })
+}
+
+const STATE: u8 = b's';
+const APPLIED: u8 = b'a';
+const MEMBERSHIP: u8 = b'm';
+const DAMAGE: u8 = b'x';
+const TOMBSTONE: u8 = b't';
+
+fn replica_key(kind: u8, key: LogKey) -> Bytes {
+    let mut out = BytesMut::with_capacity(13);
+    out.put_u8(kind);
+    out.put_u32(key.group.0);
+    out.put_u64(key.replica.0);
+    out.freeze()
+}
+
+fn state_key(key: LogKey) -> Bytes {
+    replica_key(STATE, key)
+}
+
+fn applied_key(key: LogKey) -> Bytes {
+    replica_key(APPLIED, key)
+}
+
+fn membership_key(key: LogKey) -> Bytes {
+    replica_key(MEMBERSHIP, key)
+}
+
+fn damage_key(key: LogKey) -> Bytes {
+    replica_key(DAMAGE, key)
+}
+
+fn decode_applied(bytes: Bytes) -> Result<Option<LogId>, Malformed> {
+    let mut input = Reader::new("applied log id", bytes);
+    let id = take_log_id(&mut input)?;
+    input.end()?;
+    Ok(id)
+}
+
+fn encode_birth(birth: &Birth) -> Bytes {
+    let mut out = BytesMut::new();
+    out.put_u32_le(birth.space.0);
+    put_log_id(&mut out, birth.applied);
+    out.write_bytes(&encode_stored_membership(&birth.membership));
+    out.freeze()
+}
+
+fn decode_birth(bytes: Bytes) -> Result<Birth, Malformed> {
+    let mut input = Reader::new("replica state", bytes);
+    let space = SpaceId(input.u32()?);
+    let applied = take_log_id(&mut input)?;
+    let membership = decode_stored_membership(input.bytes()?)?;
+    input.end()?;
+    Ok(Birth { space, applied, membership })
+}
+
+/// First bytes of the checkpoint file: its name and version.
+const CHECKPOINT_MAGIC: &[u8; 8] = b"RKVCKPT1";
+
+fn encode_checkpoint(progress: &BTreeMap<LogKey, Progress>) -> Bytes {
+    let mut out = BytesMut::new();
+    out.put_slice(CHECKPOINT_MAGIC);
+    out.put_u32_le(u32::try_from(progress.len()).expect("a node has fewer than 4 billion replicas"));
+    for (key, progress) in progress {
+        out.put_u32_le(key.group.0);
+        out.put_u64_le(key.replica.0);
+        out.put_u32_le(progress.space.0);
+        put_log_id(&mut out, progress.applied);
+        out.write_bytes(&encode_stored_membership(&progress.membership));
+    }
+    let sum = crc32c::crc32c(&out);
+    out.put_u32_le(sum);
+    out.freeze()
+}
+
+fn read_checkpoint(path: &Path) -> Result<BTreeMap<LogKey, Progress>, StoreError> {
+    let content = match std::fs::read(path) {
+        Ok(content) => content,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(source) => return Err(StoreError::File { path: path.to_path_buf(), source }),
+    };
+    Ok(decode_checkpoint(&content)?)
+}
+
+fn decode_checkpoint(content: &[u8]) -> Result<BTreeMap<LogKey, Progress>, Malformed> {
+    let bad = |problem: &str| Malformed::new("checkpoint file", problem);
+    let Some((body, sum)) = content.split_last_chunk::<4>() else {
+        return Err(bad("too short"));
+    };
+    if crc32c::crc32c(body) != u32::from_le_bytes(*sum) {
+        return Err(bad("its checksum does not match: the file was changed or the disk is failing"));
+    }
+    let Some(body) = body.strip_prefix(CHECKPOINT_MAGIC.as_slice()) else {
+        return Err(bad("not a checkpoint of this version"));
+    };
+    let mut input = Reader::new("checkpoint file", Bytes::copy_from_slice(body));
+    let mut progress = BTreeMap::new();
+    for _ in 0..input.u32()? {
+        let key = LogKey { group: GroupId(input.u32()?), replica: ReplicaId(input.u64()?) };
+        let space = SpaceId(input.u32()?);
+        let applied = take_log_id(&mut input)?;
+        let membership = decode_stored_membership(input.bytes()?)?;
+        progress.insert(key, Progress { space, applied, membership });
+    }
+    input.end()?;
+    Ok(progress)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_survives_and_any_flipped_bit_is_found() {
+        let key = LogKey { group: GroupId(3), replica: ReplicaId(9) };
+        let entry = Progress {
+            space: SpaceId(7),
+            applied: Some(LogId { term: 2, index: 11 }),
+            membership: StoredMembership::default(),
+        };
+        let bytes = encode_checkpoint(&[(key, entry)].into());
+        let read = decode_checkpoint(&bytes).unwrap();
+        assert_eq!(read[&key].applied, Some(LogId { term: 2, index: 11 }));
+        assert_eq!(read[&key].space, SpaceId(7));
+        for bit in 0..bytes.len() * 8 {
+            let mut changed = bytes.to_vec();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode_checkpoint(&changed).is_err(), "bit {bit}");
+        }
+    }
+}

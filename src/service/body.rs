@@ -1,0 +1,176 @@
+//! The body of every request, bounded in time and in memory. That of answers is in [`super::answer`].
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::{Instant, Sleep};
+use tonic::Status;
+
+use crate::error::{Error, Reason, to_status};
+use crate::limits::REQUEST_BYTES_MAX;
+
+/// What the requests of all calls hold, in bytes.
+pub(super) type Total = Arc<AtomicUsize>;
+
+/// What one call's request holds; given back when the call has ended.
+#[derive(Debug)]
+pub(super) struct Held {
+    total: Total,
+    bytes: AtomicUsize,
+}
+
+impl Held {
+    pub fn new(total: &Total) -> Arc<Held> {
+        Arc::new(Held { total: total.clone(), bytes: AtomicUsize::new(0) })
+    }
+
+    fn add(&self, bytes: usize) -> Result<(), Status> {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let total = self.total.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if total > REQUEST_BYTES_MAX {
+            return Err(to_status(&Error::new(
+                Reason::Overloaded,
+                format!("requests under way hold {total} bytes; the limit is {REQUEST_BYTES_MAX}"),
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.total.fetch_sub(*self.bytes.get_mut(), Ordering::Relaxed);
+    }
+}
+
+/// A request's body. Fails when it has not arrived by the deadline: a client that dribbles its
+/// request can't hold a call open.
+#[derive(Debug)]
+pub(super) struct RequestBody<B = Incoming> {
+    inner: B,
+    /// What bounds it; `None`: the service does so itself, and the body has no end.
+    bound: Option<(Arc<Held>, Instant)>,
+    /// Made when the body is first waited for; most requests are there at once.
+    late: Option<Pin<Box<Sleep>>>,
+}
+
+impl<B> RequestBody<B> {
+    pub fn new(inner: B, held: Arc<Held>, deadline: Instant) -> RequestBody<B> {
+        RequestBody { inner, bound: Some((held, deadline)), late: None }
+    }
+
+    /// A stream without an end, whose service reads it only as fast as it can do what it asks.
+    pub fn endless(inner: B) -> RequestBody<B> {
+        RequestBody { inner, bound: None, late: None }
+    }
+}
+
+impl<B> Body for RequestBody<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: std::error::Error + Send + Sync + 'static,
+{
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match Pin::new(&mut self.inner).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                let bytes = frame.data_ref().map_or(0, Bytes::len);
+                let held = self.bound.as_ref().map_or(Ok(()), |(held, _)| held.add(bytes));
+                Poll::Ready(Some(held.map(|()| frame)))
+            }
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(Status::from_error(Box::new(error))))),
+            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Pending => {
+                let Some(deadline) = self.bound.as_ref().map(|(_, deadline)| *deadline) else {
+                    return Poll::Pending;
+                };
+                let late = self.late.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+                late.as_mut().poll(cx).map(|()| {
+                    let error = Error::new(
+                        Reason::DeadlineExceeded,
+                        "the deadline passed before the request arrived",
+                    );
+                    Some(Err(to_status(&error)))
+                })
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+
+    /// Gives one chunk, then nothing for ever.
+    struct Dribble(Option<Bytes>);
+
+    impl Body for Dribble {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            match self.0.take() {
+                Some(chunk) => Poll::Ready(Some(Ok(Frame::data(chunk)))),
+                None => Poll::Pending,
+            }
+        }
+    }
+
+    async fn frame(body: &mut RequestBody<Dribble>) -> Result<usize, Status> {
+        let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await;
+        frame.expect("it never ends").map(|frame| frame.data_ref().map_or(0, Bytes::len))
+    }
+
+    #[tokio::test]
+    async fn a_request_that_does_not_arrive_fails_at_its_deadline() {
+        let total = Total::default();
+        let deadline = Instant::now() + std::time::Duration::from_millis(20);
+        let mut body =
+            RequestBody::new(Dribble(Some(Bytes::from_static(b"half"))), Held::new(&total), deadline);
+        assert_eq!(frame(&mut body).await.unwrap(), 4);
+        assert_eq!(total.load(Ordering::Relaxed), 4);
+        assert_eq!(frame(&mut body).await.unwrap_err().code(), Code::DeadlineExceeded);
+        drop(body);
+        assert_eq!(total.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn requests_over_the_memory_bound_are_refused_and_give_back_what_they_held() {
+        let total = Total::default();
+        total.store(REQUEST_BYTES_MAX - 4, Ordering::Relaxed);
+        let deadline = Instant::now() + std::time::Duration::from_secs(60);
+        let body = |chunk: &'static [u8]| {
+            RequestBody::new(Dribble(Some(Bytes::from_static(chunk))), Held::new(&total), deadline)
+        };
+        let mut fits = body(b"fits");
+        assert_eq!(frame(&mut fits).await.unwrap(), 4);
+        let status = frame(&mut body(b"x")).await.unwrap_err();
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert_eq!(total.load(Ordering::Relaxed), REQUEST_BYTES_MAX);
+        drop(fits);
+        assert_eq!(frame(&mut body(b"x")).await.unwrap(), 1);
+    }
+}

@@ -1,0 +1,79 @@
+//! Accepting connections: bounded in number, told when the server stops, cut off when they don't end.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// How long to wait after accepting failed for want of something (file descriptors, memory) that
+/// only time brings back.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Resolves when the server stops.
+pub(super) async fn stopped(mut stopping: watch::Receiver<bool>) {
+    // An error means that the sender, and so the server, is gone altogether.
+    let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
+/// Serves connections until `shutdown`, then waits for the open ones to end, for `drain` at most.
+/// `serve` gets each connection, and a flag that becomes true when it should end. Returns how many
+/// connections were cut off.
+pub(super) async fn run<S, F>(
+    listener: TcpListener,
+    connections_max: usize,
+    drain: Duration,
+    stopping: watch::Sender<bool>,
+    shutdown: impl Future<Output = ()>,
+    refused: impl Fn(),
+    serve: S,
+) -> usize
+where
+    S: Fn(TcpStream, watch::Receiver<bool>) -> F,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut connections = JoinSet::new();
+    let mut shutdown = std::pin::pin!(shutdown);
+    loop {
+        tokio::select! {
+            () = &mut shutdown => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    // Those that have just ended make room first.
+                    while connections.try_join_next().is_some() {}
+                    if connections.len() >= connections_max {
+                        refused();
+                        drop(stream);
+                        continue;
+                    }
+                    // Answers are written whole; waiting for more to send would only delay them.
+                    if let Err(error) = stream.set_nodelay(true) {
+                        tracing::debug!(%error, "TCP_NODELAY could not be set");
+                    }
+                    connections.spawn(serve(stream, stopping.subscribe()));
+                }
+                Err(error) if of_the_connection(&error) => {}
+                Err(error) => {
+                    tracing::warn!(%error, open = connections.len(), "accepting a connection failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+    // Closed before draining: a new client is refused at once instead of waiting in the backlog.
+    drop(listener);
+    stopping.send_replace(true);
+    let drained = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(drain, drained).await;
+    let cut_off = connections.len();
+    connections.shutdown().await;
+    cut_off
+}
+
+/// Whether an error of `accept` is about the connection that was to be accepted, not the listener.
+fn of_the_connection(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}

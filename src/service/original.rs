@@ -1,0 +1,214 @@
+//! `rushkv.RushKV`: the original's six calls. Failures travel in the body, with gRPC status OK, as the
+//! original's clients expect; each call is answered before they give up.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tonic::{Request, Response, Status};
+
+use super::Backend;
+use super::deadline::{Clock, Limit};
+use super::request;
+use crate::error::{Error, Reason, Result};
+use crate::kv::{Op, Outcome, Precondition};
+use crate::limits::ORIGINAL_CALL_DEADLINE;
+use crate::node::{ClusterInfo, Consistency};
+use crate::proto::original::rush_kv_server::RushKv;
+use crate::proto::original::{
+    ClusterInfoRequest, ClusterInfoResponse, DeleteRequest, DeleteResponse, GetRequest, GetResponse,
+    JoinRequest, JoinResponse, LeaveRequest, LeaveResponse, NodeInfo, PutRequest, PutResponse,
+};
+use crate::proto::v1;
+
+/// The original's own words; its clients compare them.
+const KEY_NOT_FOUND: &str = "key not found";
+
+const JOINS_BY_PEERS: &str = "a node joins by naming a member in its own peers: start it with an empty data_dir \
+                              and peers = [\"this node's address\"]";
+
+#[derive(Debug)]
+pub(super) struct Service<N> {
+    node: Arc<N>,
+}
+
+impl<N> Service<N> {
+    pub fn new(node: Arc<N>) -> Service<N> {
+        Service { node }
+    }
+}
+
+type Answer<T> = std::result::Result<Response<T>, Status>;
+
+fn limit<T>(request: &Request<T>) -> Limit {
+    Clock::of(request).limit(ORIGINAL_CALL_DEADLINE, ORIGINAL_CALL_DEADLINE)
+}
+
+/// An error as the body carries it: what is missing in the original's own words, anything else with
+/// the name of its reason, so that a script can tell an unknown outcome from a refusal.
+fn text(error: &Error) -> String {
+    match error.reason {
+        Reason::NotFound => error.message.clone(),
+        reason => format!("{}: {}", reason.row().name, error.message),
+    }
+}
+
+fn not_found() -> Error {
+    Error::new(Reason::NotFound, KEY_NOT_FOUND)
+}
+
+#[tonic::async_trait]
+impl<N: Backend> RushKv for Service<N> {
+    async fn put(&self, request: Request<PutRequest>) -> Answer<PutResponse> {
+        let limit = limit(&request);
+        let PutRequest { key, value } = request.into_inner();
+        let result = async {
+            let op = request::put(v1::PutRequest { key: Bytes::from(key), value, precondition: None })?;
+            limit.write(self.node.write(op, limit.node)).await
+        };
+        let (success, error) = body(result).await;
+        Ok(Response::new(PutResponse { success, error }))
+    }
+
+    async fn get(&self, request: Request<GetRequest>) -> Answer<GetResponse> {
+        let limit = limit(&request);
+        let key = request.into_inner().key;
+        let result = async {
+            let key = request::key(Bytes::from(key))?;
+            let found = limit.read(self.node.get(key, Consistency::Linearizable, limit.node)).await?;
+            found.map(|record| record.value).ok_or_else(not_found)
+        };
+        Ok(Response::new(match result.await {
+            Ok(value) => GetResponse { success: true, value, error: String::new() },
+            Err(error) => GetResponse { success: false, value: Bytes::new(), error: text(&error) },
+        }))
+    }
+
+    async fn delete(&self, request: Request<DeleteRequest>) -> Answer<DeleteResponse> {
+        let limit = limit(&request);
+        let key = request.into_inner().key;
+        let result = async {
+            let key = request::key(Bytes::from(key))?;
+            let op = Op::Delete { key, precondition: Precondition::None };
+            match limit.write(self.node.write(op, limit.node)).await? {
+                Outcome::Deleted { existed: false, .. } => Err(not_found()),
+                Outcome::Deleted { existed: true, .. } => Ok(()),
+                other => Err(Error::new(Reason::Internal, format!("a delete was answered by {other:?}"))),
+            }
+        };
+        let (success, error) = body(result).await;
+        Ok(Response::new(DeleteResponse { success, error }))
+    }
+
+    async fn join(&self, request: Request<JoinRequest>) -> Answer<JoinResponse> {
+        let limit = limit(&request);
+        let request = request.into_inner();
+        let result = async { join(&limit.read(self.node.cluster_info()).await?, &request) };
+        let (success, error) = body(result).await;
+        Ok(Response::new(JoinResponse { success, error }))
+    }
+
+    async fn leave(&self, request: Request<LeaveRequest>) -> Answer<LeaveResponse> {
+        let limit = limit(&request);
+        let request = request.into_inner();
+        let result = limit.write(self.node.leave(&request.node_id, limit.node));
+        let (success, error) = body(result).await;
+        Ok(Response::new(LeaveResponse { success, error }))
+    }
+
+    async fn get_cluster_info(&self, request: Request<ClusterInfoRequest>) -> Answer<ClusterInfoResponse> {
+        let limit = limit(&request);
+        // This answer has no room for an error, in the original neither: a status says it.
+        match limit.read(self.node.cluster_info()).await {
+            Ok(info) => Ok(Response::new(cluster_info(info))),
+            Err(error) => Err(crate::error::to_status(&error)),
+        }
+    }
+}
+
+async fn body<T>(result: impl Future<Output = Result<T>>) -> (bool, String) {
+    match result.await {
+        Ok(_) => (true, String::new()),
+        Err(error) => (false, text(&error)),
+    }
+}
+
+/// A member that joins again changes nothing, and succeeds as in the original.
+fn join(info: &ClusterInfo, request: &JoinRequest) -> Result<()> {
+    let Some(member) = info.nodes.iter().find(|node| node.name == request.node_id) else {
+        return Err(Error::new(Reason::Unimplemented, JOINS_BY_PEERS));
+    };
+    let (address, port) = split(&member.address);
+    if (address, port) == (request.address.as_str(), request.port) {
+        return Ok(());
+    }
+    Err(Error::new(
+        Reason::InvalidArgument,
+        format!("{} is a member already, at {}", member.name, member.address),
+    ))
+}
+
+fn cluster_info(info: ClusterInfo) -> ClusterInfoResponse {
+    let leader = info.leader.unwrap_or_default();
+    let node = |node: crate::node::NodeInfo| {
+        let (address, port) = split(&node.address);
+        NodeInfo { address: address.into(), port, is_leader: node.name == leader, id: node.name }
+    };
+    ClusterInfoResponse { nodes: info.nodes.into_iter().map(node).collect(), leader }
+}
+
+/// `host:port` in two; an IPv6 host loses its brackets. An address without a port has port 0.
+fn split(address: &str) -> (&str, i32) {
+    let Some((host, port)) = address.rsplit_once(':') else { return (address, 0) };
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    (host, port.parse().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+    use crate::service::fake;
+
+    #[test]
+    fn addresses_are_split() {
+        let cases = [
+            ("localhost:8080", ("localhost", 8080)),
+            ("10.0.0.1:65535", ("10.0.0.1", 65535)),
+            ("[::1]:8080", ("::1", 8080)),
+            ("nowhere", ("nowhere", 0)),
+        ];
+        for (address, expected) in cases {
+            assert_eq!(split(address), expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn exactly_one_node_leads() {
+        let mut info = fake::cluster_info();
+        let mut second = info.nodes[0].clone();
+        second.name = "node2".into();
+        info.nodes.push(second);
+        let answer = cluster_info(info);
+        assert_eq!(answer.leader, "node1");
+        let leaders: Vec<_> =
+            answer.nodes.iter().filter(|node| node.is_leader).map(|node| &node.id).collect();
+        assert_eq!(leaders, ["node1"]);
+        assert_eq!((answer.nodes[0].address.as_str(), answer.nodes[0].port), ("localhost", 8080));
+    }
+
+    #[test]
+    fn no_join_succeeds_that_changes_anything() {
+        let info = fake::cluster_info();
+        let request = |name: &str, address: &str, port| JoinRequest {
+            node_id: name.into(),
+            address: address.into(),
+            port,
+        };
+        assert_eq!(join(&info, &request("node1", "localhost", 8080)), Ok(()));
+        let reason = |result: Result<()>| result.unwrap_err().reason;
+        assert_eq!(reason(join(&info, &request("node1", "localhost", 8081))), Reason::InvalidArgument);
+        assert_eq!(reason(join(&info, &request("node2", "localhost", 8081))), Reason::Unimplemented);
+        let error = join(&info, &request("node2", "localhost", 8081)).unwrap_err();
+        assert!(text(&error).contains("peers"), "{}", text(&error));
+    }
+}

@@ -1,0 +1,124 @@
+//! `rushkv.v1.Peer`: what nodes ask each other. A thin adapter; see [`Node`]'s `peer_` calls.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use super::deadline::Clock;
+use super::{cluster, kv};
+use crate::error::{Error, Reason, Result, to_status};
+use crate::node::{Consistency, Node, ScanQuery};
+use crate::proto::v1;
+use crate::proto::v1::peer_server::Peer;
+use crate::types::{GroupId, PartitionId};
+
+#[derive(Debug)]
+pub(super) struct Service {
+    node: Arc<Node>,
+}
+
+impl Service {
+    pub fn new(node: Arc<Node>) -> Service {
+        Service { node }
+    }
+}
+
+type Answer<T> = std::result::Result<Response<T>, Status>;
+
+fn answer<T>(result: Result<T>) -> Answer<T> {
+    result.map(Response::new).map_err(|error| to_status(&error))
+}
+
+fn freshness(stale: bool) -> Consistency {
+    match stale {
+        true => Consistency::Stale,
+        false => Consistency::Linearizable,
+    }
+}
+
+fn missing(what: &str) -> Error {
+    Error::new(Reason::InvalidArgument, format!("the request has no {what}"))
+}
+
+#[tonic::async_trait]
+impl Peer for Service {
+    async fn hello(&self, _request: Request<v1::HelloRequest>) -> Answer<v1::HelloResponse> {
+        Ok(Response::new(v1::HelloResponse { standing: Some(self.node.peer_hello()) }))
+    }
+
+    async fn prepare(&self, request: Request<v1::PrepareRequest>) -> Answer<v1::PrepareResponse> {
+        let v1::PrepareRequest { founding, replaces } = request.into_inner();
+        let prepared = async {
+            let founding = founding.ok_or_else(|| missing("founding"))?;
+            self.node.peer_prepare(founding, &replaces).await
+        };
+        answer(prepared.await.map(|()| v1::PrepareResponse {}))
+    }
+
+    async fn admit(&self, request: Request<v1::AdmitRequest>) -> Answer<v1::AdmitResponse> {
+        let limit = Clock::of(&request).unary();
+        let admitted = async {
+            let node = request.into_inner().node.ok_or_else(|| missing("node"))?;
+            self.node.peer_admit(node, limit.node).await
+        };
+        answer(limit.write(admitted).await)
+    }
+
+    async fn propose(&self, request: Request<v1::ProposeRequest>) -> Answer<v1::ProposeResponse> {
+        let limit = Clock::of(&request).unary();
+        let v1::ProposeRequest { cluster_id, group, command } = request.into_inner();
+        let proposed = self.node.peer_propose(&cluster_id, GroupId(group), command, limit.node);
+        answer(limit.write(proposed).await.map(|answer| v1::ProposeResponse { answer }))
+    }
+
+    async fn read_keys(&self, request: Request<v1::ReadKeysRequest>) -> Answer<v1::ReadKeysResponse> {
+        let limit = Clock::of(&request).unary();
+        let v1::ReadKeysRequest { cluster_id, keys, stale } = request.into_inner();
+        let read = async {
+            let how = freshness(stale);
+            let found = self.node.peer_read_keys(&cluster_id, keys.clone(), how, limit.node).await?;
+            let records = keys
+                .into_iter()
+                .zip(found)
+                .map(|(key, found)| v1::FoundRecord { record: found.map(|record| kv::record(key, record)) });
+            Ok(v1::ReadKeysResponse { records: records.collect() })
+        };
+        answer(limit.read(read).await)
+    }
+
+    async fn read_range(&self, request: Request<v1::ReadRangeRequest>) -> Answer<v1::ReadRangeResponse> {
+        let limit = Clock::of(&request).unary();
+        let request = request.into_inner();
+        let partitions: Vec<PartitionId> = request.partitions.into_iter().map(PartitionId).collect();
+        let query = ScanQuery {
+            start: request.start,
+            end: request.end,
+            reverse: request.reverse,
+            limit: request.limit as usize,
+            keys_only: request.keys_only,
+            consistency: freshness(request.stale),
+        };
+        let read = self.node.peer_read_range(&request.cluster_id, &partitions, &query, limit.node);
+        answer(limit.read(read).await.map(|page| v1::ReadRangeResponse {
+            records: page.records.into_iter().map(|(key, record)| kv::record(key, record)).collect(),
+            more: page.more,
+        }))
+    }
+
+    async fn membership(&self, request: Request<v1::MembershipRequest>) -> Answer<v1::MembershipResponse> {
+        let limit = Clock::of(&request).unary();
+        let v1::MembershipRequest { cluster_id, group } = request.into_inner();
+        let asked = self.node.peer_membership(&cluster_id, GroupId(group), limit.node);
+        answer(limit.read(asked).await.map(|members| v1::MembershipResponse {
+            members: members.into_iter().map(|replica| replica.0).collect(),
+        }))
+    }
+
+    async fn describe(&self, request: Request<v1::DescribeRequest>) -> Answer<v1::DescribeResponse> {
+        let described = self.node.peer_describe(&request.get_ref().cluster_id);
+        answer(described.map(|(node, partitions)| v1::DescribeResponse {
+            node: Some(cluster::node(node)),
+            partitions: cluster::partitions(partitions),
+        }))
+    }
+}

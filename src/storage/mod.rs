@@ -1,0 +1,273 @@
+//! The engine that keeps applied records: one trait, with sled, fjall and memory behind it.
+//!
+//! What makes a write durable is the write-ahead log, not the engine: an engine only has to be atomic
+//! per batch, and durable up to its last [`Engine::checkpoint`]. Keys are opaque bytes here; who owns
+//! which prefix is decided above.
+//!
+//! `docs/decisions/0002-two-engines.md` says why there are two, and what each of them owes to the
+//! layer above; [`DataDir`] guards the directory they live in.
+
+mod data_dir;
+mod dir;
+mod fjall;
+mod fjall_journal;
+mod memory;
+mod preimages;
+mod sled;
+pub mod testing;
+
+use std::collections::HashSet;
+use std::fmt;
+use std::ops::Bound;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+pub use data_dir::{DataDir, FORMAT_VERSION, free_bytes, total_bytes};
+
+/// Longest key an engine takes, in bytes: fjall writes lengths as 16 bits, and one byte is ours.
+/// [`crate::limits::KEY_BYTES_MAX`] leaves ample room for the prefixes put before a user's key.
+pub const ENGINE_KEY_BYTES_MAX: usize = u16::MAX as usize - 1;
+
+/// Opens the engine in `dir`, creating it if `dir` is missing or empty. `dir` belongs to the engine
+/// alone. [`Kind::Memory`] ignores it.
+///
+/// Creating is not atomic: a crash can leave a half-made engine behind. [`DataDir`] takes care of
+/// that; others start with a fresh directory.
+///
+/// # Errors
+/// [`Error::Refused`] if another process has it open; otherwise as the variants say.
+pub fn open(kind: Kind, dir: &Path, options: &Options) -> Result<Arc<dyn Engine>> {
+    Ok(match kind {
+        Kind::Fjall => Arc::new(self::fjall::Fjall::open(dir, options)?),
+        Kind::Sled => Arc::new(self::sled::Sled::open(dir, options)?),
+        Kind::Memory => Arc::new(memory::Memory::default()),
+    })
+}
+
+/// The engines that can be chosen by `storage.engine`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    Fjall,
+    Sled,
+    /// For tests: forgets everything when dropped.
+    Memory,
+}
+
+/// Settings of the engine; what they mean for each engine is said there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Memory for cached blocks or pages.
+    pub cache_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { cache_bytes: 128 * 1024 * 1024 }
+    }
+}
+
+/// Why an engine could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The disk failed. The engine's state is unknown: the process must end.
+    #[error("{engine}: {doing}: {source}")]
+    Io { engine: Kind, doing: String, source: std::io::Error },
+    /// What was read can't have been written.
+    #[error("{engine}: {message}")]
+    Corrupt { engine: Kind, message: String },
+    /// The view was held so long that the engine stopped keeping it; take a new one and go on from
+    /// the last key read.
+    #[error("{engine}: the view is too old to be read further")]
+    ViewExpired { engine: Kind },
+    /// The engine or the data directory is not to be used so: it belongs to something else, is in
+    /// use, or was closed. The message says what to do.
+    #[error("{0}")]
+    Refused(String),
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What every method of a closed engine answers.
+fn closed(engine: Kind) -> Error {
+    Error::Refused(format!("{engine}: the engine was closed"))
+}
+
+pub type Pair = (Bytes, Bytes);
+
+/// A range of keys. One that ends before it starts is empty, not an error.
+pub type KeyRange = (Bound<Bytes>, Bound<Bytes>);
+
+/// Whether no key can be in `range`. Some trees panic when asked for such a range.
+fn is_empty_range(range: &KeyRange) -> bool {
+    match range {
+        (Bound::Included(low), Bound::Included(high)) => low > high,
+        (Bound::Included(low) | Bound::Excluded(low), Bound::Excluded(high))
+        | (Bound::Excluded(low), Bound::Included(high)) => low >= high,
+        _ => false,
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    Ascending,
+    Descending,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    Put(Bytes, Bytes),
+    Delete(Bytes),
+}
+
+/// Writes that take place together or not at all, in order: of two writes to one key, the later wins.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    pub writes: Vec<Write>,
+}
+
+impl Batch {
+    pub fn put(&mut self, key: impl Into<Bytes>, value: impl Into<Bytes>) {
+        self.writes.push(Write::Put(key.into(), value.into()));
+    }
+
+    pub fn delete(&mut self, key: impl Into<Bytes>) {
+        self.writes.push(Write::Delete(key.into()));
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+    }
+
+    /// The writes that count, in no order: the last one of each key. (fjall would otherwise store
+    /// two writes to one key under one sequence number.)
+    fn into_last_writes(self) -> Vec<Write> {
+        if self.writes.len() < 2 {
+            return self.writes;
+        }
+        let mut seen = HashSet::with_capacity(self.writes.len());
+        let mut last = Vec::with_capacity(self.writes.len());
+        for write in self.writes.into_iter().rev() {
+            if seen.insert(write.key().clone()) {
+                last.push(write);
+            }
+        }
+        last
+    }
+
+    /// # Errors
+    /// [`Error::Refused`] if a key is longer than [`ENGINE_KEY_BYTES_MAX`]; nothing was applied.
+    fn check(&self, engine: Kind) -> Result<()> {
+        match self.writes.iter().map(|write| write.key().len()).max() {
+            Some(longest) if longest > ENGINE_KEY_BYTES_MAX => Err(Error::Refused(format!(
+                "{engine}: a key of {longest} bytes is over the engine's limit of {ENGINE_KEY_BYTES_MAX}"
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Write {
+    pub fn key(&self) -> &Bytes {
+        match self {
+            Write::Put(key, _) | Write::Delete(key) => key,
+        }
+    }
+}
+
+/// What an engine takes up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sizes {
+    pub disk_bytes: u64,
+    /// As far as the engine can tell: caches and write buffers.
+    pub memory_bytes: u64,
+}
+
+/// A store of ordered keys. Every method may block on the disk: async callers go through
+/// `spawn_blocking` or a thread of their own.
+pub trait Engine: fmt::Debug + Send + Sync + 'static {
+    fn kind(&self) -> Kind;
+
+    /// Whether what comes back after a power loss is some prefix of the batches applied. Where it is
+    /// not (sled), the layer above redoes the log from its last checkpoint.
+    fn recovers_prefix(&self) -> bool;
+
+    /// The key's value after some batch that was applied before the call, or while it runs.
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>>;
+
+    /// Applies a batch atomically. Visible on return, durable after the next checkpoint.
+    fn apply(&self, batch: Batch) -> Result<()>;
+
+    /// The state between two batches, unaffected by later ones until it expires. Costs the engine
+    /// memory or disk for as long as it is held.
+    fn view(&self) -> Result<Box<dyn View>>;
+
+    /// Removes every key of the range. Need not be atomic: a crash may leave a part, and calling it
+    /// again finishes.
+    fn delete_range(&self, range: KeyRange) -> Result<()>;
+
+    /// Returns when every batch applied before the call is on stable storage, by a real fsync.
+    fn checkpoint(&self) -> Result<()>;
+
+    fn sizes(&self) -> Result<Sizes>;
+
+    /// Checkpoints and releases the files. Calls after it fail with [`Error::Refused`], those on
+    /// views included; an iterator already under way may still finish.
+    fn close(&self) -> Result<()>;
+}
+
+/// A consistent state of an engine.
+pub trait View: Send {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>>;
+
+    /// The pairs of a range. Yields nothing after its first error.
+    fn scan(&self, range: KeyRange, order: Order) -> Box<dyn Iterator<Item = Result<Pair>> + Send + '_>;
+}
+
+/// Keys taken away together by [`delete_by_batches`]: small enough that a batch is no burden to the
+/// engine's log and write buffer, large enough that its fixed cost does not count.
+const DELETE_BATCH_KEYS: usize = 1024;
+
+/// [`Engine::delete_range`] for engines that have nothing better. Each batch starts from a view of
+/// its own, so that what was deleted is neither kept alive nor walked over again.
+fn delete_by_batches(engine: &dyn Engine, range: KeyRange) -> Result<()> {
+    let (mut low, high) = range;
+    loop {
+        let view = engine.view()?;
+        let mut batch = Batch::default();
+        for pair in view.scan((low.clone(), high.clone()), Order::Ascending).take(DELETE_BATCH_KEYS) {
+            batch.delete(pair?.0);
+        }
+        drop(view);
+        match batch.writes.last() {
+            Some(last) => low = Bound::Excluded(last.key().clone()),
+            None => return Ok(()),
+        }
+        engine.apply(batch)?;
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Fjall => "fjall",
+            Kind::Sled => "sled",
+            Kind::Memory => "memory",
+        })
+    }
+}
+
+/// The keys that start with `prefix`.
+pub fn prefix_range(prefix: &[u8]) -> KeyRange {
+    let start = Bound::Included(Bytes::copy_from_slice(prefix));
+    // The first key after all of them: the prefix with its last byte below 0xFF raised by one.
+    match prefix.iter().rposition(|&byte| byte != 0xFF) {
+        Some(last) => {
+            let mut end = prefix[..=last].to_vec();
+            end[last] += 1;
+            (start, Bound::Excluded(end.into()))
+        }
+        None => (start, Bound::Unbounded),
+    }
+}

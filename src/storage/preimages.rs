@@ -1,0 +1,200 @@
+//! What lets an engine without snapshots answer from the past: the values that keys had before they
+//! were overwritten, kept while somebody may still ask, and within a bound.
+//!
+//! Applies are numbered 1, 2, ... A view taken after apply `n` has the mark `n` and must not see the
+//! applies above it. Before apply `m` changes a key, the key's value is kept here under `m`. So for a
+//! view with mark `n` a key has the value kept under the smallest number above `n`, or, if there is
+//! none, the value that the engine has now.
+//!
+//! Not synchronised: the engine's lock makes changing the engine and changing this one step.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+
+use super::KeyRange;
+
+/// Rough cost of one kept value beside its key's and its own bytes: tree nodes and headers.
+const OVERHEAD_BYTES: usize = 160;
+
+/// A key's value before one apply; `None`: it was not there.
+type Preimage = (u64, Option<Bytes>);
+
+/// # Invariants
+/// - The marks in `views` are at least `expired_below` and at most `applied`.
+/// - A key's preimages are in ascending order of their numbers.
+/// - `log` names every kept preimage, in ascending order of numbers; `bytes` is the sum of its costs.
+/// - Nothing is kept that no open view can ask for.
+#[derive(Debug)]
+pub(super) struct PreImages {
+    bytes_max: usize,
+    /// Number of the last apply.
+    applied: u64,
+    /// How many open views have which mark.
+    views: BTreeMap<u64, usize>,
+    /// Views with a mark below this have expired.
+    expired_below: u64,
+    keys: BTreeMap<Bytes, Vec<Preimage>>,
+    log: VecDeque<(u64, Bytes, usize)>,
+    bytes: usize,
+}
+
+impl PreImages {
+    /// Keeps about `bytes_max` at most; when there is more, the oldest views expire.
+    pub(super) fn new(bytes_max: usize) -> PreImages {
+        PreImages {
+            bytes_max,
+            applied: 0,
+            views: BTreeMap::new(),
+            expired_below: 0,
+            keys: BTreeMap::new(),
+            log: VecDeque::new(),
+            bytes: 0,
+        }
+    }
+
+    /// Opens a view of the present, and returns its mark.
+    pub(super) fn open_view(&mut self) -> u64 {
+        *self.views.entry(self.applied).or_insert(0) += 1;
+        self.applied
+    }
+
+    pub(super) fn close_view(&mut self, mark: u64) {
+        if let Some(count) = self.views.get_mut(&mark) {
+            *count -= 1;
+            if *count == 0 {
+                self.views.remove(&mark);
+                self.drop_unneeded();
+            }
+        }
+    }
+
+    pub(super) fn is_expired(&self, mark: u64) -> bool {
+        mark < self.expired_below
+    }
+
+    /// Whether the next apply must [`record`](Self::record) this key's value: some open view would see
+    /// the change, and has no older value of the key to go by.
+    pub(super) fn wants(&self, key: &[u8]) -> bool {
+        let Some((newest_mark, _)) = self.views.last_key_value() else { return false };
+        let last = self.keys.get(key).and_then(|preimages| preimages.last());
+        last.is_none_or(|(number, _)| number <= newest_mark)
+    }
+
+    /// Begins the next apply, with the values of the keys that it [`wants`](Self::wants) and that the
+    /// apply will change; each key once.
+    pub(super) fn record(&mut self, values: Vec<(Bytes, Option<Bytes>)>) {
+        self.applied += 1;
+        for (key, value) in values {
+            let cost = 2 * key.len() + value.as_ref().map_or(0, Bytes::len) + OVERHEAD_BYTES;
+            self.bytes += cost;
+            self.log.push_back((self.applied, key.clone(), cost));
+            self.keys.entry(key).or_default().push((self.applied, value));
+        }
+        while self.bytes > self.bytes_max
+            && let Some((mark, _)) = self.views.pop_first()
+        {
+            self.expired_below = mark + 1;
+            self.drop_unneeded();
+        }
+    }
+
+    /// The value that `key` has for the view `mark`, if it differs from the engine's; the inner `None`
+    /// says that the key was not there.
+    pub(super) fn get(&self, key: &[u8], mark: u64) -> Option<&Option<Bytes>> {
+        self.keys.get(key).and_then(|preimages| after(preimages, mark))
+    }
+
+    /// As [`get`](Self::get), for every key of a range, which must not be empty.
+    pub(super) fn range(
+        &self,
+        range: KeyRange,
+        mark: u64,
+    ) -> impl DoubleEndedIterator<Item = (&Bytes, &Option<Bytes>)> {
+        self.keys.range(range).filter_map(move |(key, preimages)| Some((key, after(preimages, mark)?)))
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Drops what only views older than the oldest open one could ask for.
+    fn drop_unneeded(&mut self) {
+        let oldest = self.views.first_key_value().map_or(u64::MAX, |(mark, _)| *mark);
+        while let Some((_, key, cost)) = self.log.pop_front_if(|(number, ..)| *number <= oldest) {
+            self.bytes -= cost;
+            if let Some(preimages) = self.keys.get_mut(&key) {
+                // The log is in order, so the key's oldest preimage is the one meant.
+                preimages.remove(0);
+                if preimages.is_empty() {
+                    self.keys.remove(&key);
+                }
+            }
+        }
+    }
+}
+
+fn after(preimages: &[Preimage], mark: u64) -> Option<&Option<Bytes>> {
+    let first = preimages.partition_point(|(number, _)| *number <= mark);
+    preimages.get(first).map(|(_, value)| value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(text: &'static str) -> Option<Bytes> {
+        Some(Bytes::from_static(text.as_bytes()))
+    }
+
+    fn overwrite(kept: &mut PreImages, key: &'static str, old: Option<Bytes>) {
+        let values = if kept.wants(key.as_bytes()) { vec![(key.into(), old)] } else { Vec::new() };
+        kept.record(values);
+    }
+
+    #[test]
+    fn each_view_gets_the_value_of_its_time() {
+        let mut kept = PreImages::new(1 << 20);
+        let first = kept.open_view();
+        overwrite(&mut kept, "k", None);
+        let second = kept.open_view();
+        overwrite(&mut kept, "k", value("1"));
+        overwrite(&mut kept, "k", value("2"));
+        let third = kept.open_view();
+
+        assert_eq!(kept.get(b"k", first), Some(&None));
+        assert_eq!(kept.get(b"k", second), Some(&value("1")));
+        assert_eq!(kept.get(b"k", third), None);
+        assert_eq!(kept.log.len(), 2, "the third overwrite has no view that needs it");
+    }
+
+    #[test]
+    fn nothing_is_kept_without_views_or_after_the_last_one() {
+        let mut kept = PreImages::new(1 << 20);
+        overwrite(&mut kept, "k", None);
+        assert_eq!(kept.bytes(), 0);
+        let (first, second) = (kept.open_view(), kept.open_view());
+        overwrite(&mut kept, "k", value("1"));
+        kept.close_view(first);
+        assert_eq!(kept.get(b"k", second), Some(&value("1")));
+        kept.close_view(second);
+        assert!(kept.bytes() == 0 && kept.keys.is_empty() && kept.log.is_empty());
+    }
+
+    #[test]
+    fn over_the_bound_the_oldest_views_expire_and_only_they() {
+        let mut kept = PreImages::new(3 * OVERHEAD_BYTES);
+        let old = kept.open_view();
+        overwrite(&mut kept, "a", value("1"));
+        overwrite(&mut kept, "b", value("1"));
+        let new = kept.open_view();
+        assert!(!kept.is_expired(old));
+        overwrite(&mut kept, "c", value("1"));
+        assert!(kept.is_expired(old) && !kept.is_expired(new));
+        assert_eq!(kept.get(b"c", new), Some(&value("1")));
+        assert_eq!(kept.log.len(), 1, "what only the expired view needed is gone");
+        kept.close_view(old);
+        kept.close_view(new);
+        assert_eq!(kept.bytes(), 0);
+    }
+}

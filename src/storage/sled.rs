@@ -1,0 +1,512 @@
+//! sled 0.34 behind [`Engine`]: a log-structured B-link tree.
+//!
+//! Three things it lacks are made up for here:
+//! - It takes `sync_file_range` for an fsync, and syncs no blob file at all. So its `flush()` makes
+//!   nothing durable; worse, it overwrites a segment as soon as it *believes* that what was in there is
+//!   safe elsewhere. Measured (`tests/power_loss_engine.rs` without what follows): 30000 batches, then
+//!   an fsync of all its files, then 3000 more batches, then a power loss: all 30000 were gone. With
+//!   large values it panicked when it opened what was left. Therefore its files are made synchronous by
+//!   their inode flag (`chattr +S`), so that every write is what sled believes it to be; a file system
+//!   without that is refused. sled writes in segments of 512 KiB when nobody asks for a flush
+//!   (`flush_every_ms(None)`), so this costs little. A checkpoint fsyncs every file and directory
+//!   besides.
+//! - It has no snapshots. While views are open, [`PreImages`] keeps what applies overwrite.
+//! - It may come back from a power loss without some batch but with a later one, since its segments
+//!   reach the disk in any order: `recovers_prefix` is false. Single batches stay atomic.
+//!
+//! Opening reads the whole log, and takes memory with the size of the data. Closing it on a disk that
+//! fails makes sled panic, so a handle whose last sync did not succeed is leaked instead: after such an
+//! error the process ends anyway.
+//!
+//! # Locks
+//! Taken in this order: `writer`, then `state`. `writer` serialises applies and opening views, so that
+//! the values an apply reads beforehand stay what they are, without readers having to wait; sled runs
+//! one batch at a time anyway. `state` is taken exclusively for the change itself, and shared for each
+//! read or each chunk of a scan, which therefore sees a tree that stands still.
+
+use std::collections::{HashSet, VecDeque};
+use std::fmt;
+use std::fs::File;
+use std::io::ErrorKind;
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+use sled::{Db, Error as SledError, IVec};
+
+use super::preimages::PreImages;
+use super::{
+    Batch, Engine, Error, KeyRange, Kind, Options, Order, Pair, Result, Sizes, View, Write, closed,
+    delete_by_batches, dir, is_empty_range,
+};
+
+/// Memory for what open views need; at the bound the oldest of them expire. Large enough for a
+/// snapshot of a partition to be sent while it is being written to, small beside the cache.
+const PREIMAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// A scan reads this many pairs under the lock at first, for the many scans that want only a few ...
+const CHUNK_PAIRS_FIRST: usize = 16;
+/// ... then twice as many each time, up to this many (some 100 us from the cache) ...
+const CHUNK_PAIRS_MAX: usize = 256;
+/// ... or until they hold this many bytes.
+const CHUNK_BYTES_MAX: usize = 256 * 1024;
+
+/// tmpfs and ramfs, as `statfs` names them.
+const VOLATILE_FILE_SYSTEMS: [rustix::fs::FsWord; 2] = [0x0102_1994, 0x8584_58f6];
+
+/// sled's background threads can hold its lock for a moment after the last handle was dropped.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+
+pub(super) struct Sled {
+    dir: PathBuf,
+    cache_bytes: u64,
+    shared: Arc<Shared>,
+    checkpoint: Mutex<SyncedBlobs>,
+}
+
+/// Files of the `blobs` folder that need no further fsync. sled puts each value over some 128 KiB into
+/// such a file, writes it once and never changes it; with many of them a checkpoint would take seconds.
+#[derive(Default)]
+struct SyncedBlobs(HashSet<PathBuf>);
+
+struct Shared {
+    /// A write or sync has failed: sled is not asked to write again, since after some errors (a full
+    /// disk under a large value) it would wait for ever for a buffer that nobody completes.
+    failed: AtomicBool,
+    writer: Mutex<()>,
+    state: RwLock<State>,
+}
+
+struct State {
+    /// `None` once closed.
+    db: Option<Db>,
+    preimages: PreImages,
+}
+
+impl Sled {
+    pub(super) fn open(dir: &Path, options: &Options) -> Result<Sled> {
+        let config = sled::Config::new().path(dir).cache_capacity(options.cache_bytes).flush_every_ms(None);
+        make_synchronous(dir)?;
+        remove_unfinished_snapshots(dir)
+            .map_err(|error| io_error(format!("preparing {}", dir.display()), error))?;
+        let give_up = Instant::now() + LOCK_WAIT;
+        let db = loop {
+            match config.open() {
+                Err(SledError::Io(error)) if is_lock_held(&error) => {
+                    if Instant::now() >= give_up {
+                        return Err(Error::Refused(format!(
+                            "sled: the files in {} are in use by another process",
+                            dir.display()
+                        )));
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                other => {
+                    break other.map_err(|error| convert(error, || format!("opening {}", dir.display())))?;
+                }
+            }
+        };
+        let state = State { db: Some(db), preimages: PreImages::new(PREIMAGE_BYTES_MAX) };
+        Ok(Sled {
+            dir: dir.to_path_buf(),
+            cache_bytes: options.cache_bytes,
+            shared: Arc::new(Shared {
+                failed: AtomicBool::new(false),
+                writer: Mutex::new(()),
+                state: RwLock::new(state),
+            }),
+            checkpoint: Mutex::default(),
+        })
+    }
+}
+
+// A panic under these locks leaves nothing half-changed that matters: PreImages' methods don't panic,
+// and after a panic inside sled, sled itself answers with its error.
+impl Shared {
+    fn writer(&self) -> MutexGuard<'_, ()> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does nothing but fail after [`Self::note`] has seen a failure.
+    fn check_working(&self) -> Result<()> {
+        if self.failed.load(Relaxed) {
+            return Err(io_error("writing", std::io::Error::other("an earlier write or sync failed")));
+        }
+        Ok(())
+    }
+
+    fn note<T>(&self, written: Result<T>) -> Result<T> {
+        if let Err(Error::Io { .. } | Error::Corrupt { .. }) = &written {
+            self.failed.store(true, Relaxed);
+        }
+        written
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn db(&self) -> Result<&Db> {
+        self.db.as_ref().ok_or_else(|| closed(Kind::Sled))
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        let value = self.db()?.get(key).map_err(|error| convert(error, || "reading a key".into()))?;
+        Ok(value.map(|value| to_bytes(&value)))
+    }
+
+    fn check(&self, mark: u64) -> Result<()> {
+        if self.preimages.is_expired(mark) {
+            return Err(Error::ViewExpired { engine: Kind::Sled });
+        }
+        Ok(())
+    }
+}
+
+impl Engine for Sled {
+    fn kind(&self) -> Kind {
+        Kind::Sled
+    }
+
+    fn recovers_prefix(&self) -> bool {
+        false
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        self.shared.read().get(key)
+    }
+
+    fn apply(&self, batch: Batch) -> Result<()> {
+        batch.check(Kind::Sled)?;
+        let writes = batch.into_last_writes();
+        let _writer = self.shared.writer();
+        self.shared.check_working()?;
+        let mut kept = Vec::new();
+        {
+            let state = self.shared.read();
+            for write in &writes {
+                if state.preimages.wants(write.key()) {
+                    kept.push((write.key().clone(), state.get(write.key())?));
+                }
+            }
+        }
+        let mut sled_batch = sled::Batch::default();
+        for write in writes {
+            match write {
+                Write::Put(key, value) => sled_batch.insert(key.as_ref(), value.as_ref()),
+                Write::Delete(key) => sled_batch.remove(key.as_ref()),
+            }
+        }
+        let mut state = self.shared.write();
+        state.db()?;
+        state.preimages.record(kept);
+        let applied = state.db()?.apply_batch(sled_batch);
+        self.shared.note(applied.map_err(|error| convert(error, || "applying a batch".into())))
+    }
+
+    fn view(&self) -> Result<Box<dyn View>> {
+        let _writer = self.shared.writer();
+        let mut state = self.shared.write();
+        state.db()?;
+        let mark = state.preimages.open_view();
+        Ok(Box::new(SledView { shared: self.shared.clone(), mark }))
+    }
+
+    fn delete_range(&self, range: KeyRange) -> Result<()> {
+        delete_by_batches(self, range)
+    }
+
+    fn checkpoint(&self) -> Result<()> {
+        // One at a time: the second needs its own flush, but not the first one's fsyncs again.
+        let mut synced = self.checkpoint.lock().unwrap_or_else(PoisonError::into_inner);
+        let db = self.shared.read().db()?.clone();
+        self.shared.check_working()?;
+        self.shared.note(db.flush().map_err(|error| convert(error, || "flushing".into())))?;
+        self.shared.note(synced.sync(&self.dir).map_err(|error| io_error("syncing its files", error)))
+    }
+
+    fn sizes(&self) -> Result<Sizes> {
+        let preimage_bytes = {
+            let state = self.shared.read();
+            state.db()?;
+            state.preimages.bytes() as u64
+        };
+        let disk_bytes =
+            dir::disk_bytes(&self.dir).map_err(|error| io_error("measuring its files", error))?;
+        // sled doesn't tell what its cache holds: all data at most.
+        Ok(Sizes { disk_bytes, memory_bytes: disk_bytes.min(self.cache_bytes) + preimage_bytes })
+    }
+
+    fn close(&self) -> Result<()> {
+        self.checkpoint()?;
+        let _writer = self.shared.writer();
+        let db = self.shared.write().db.take().ok_or_else(|| closed(Kind::Sled))?;
+        release(db, &self.dir, &self.shared)
+    }
+}
+
+impl Drop for Sled {
+    fn drop(&mut self) {
+        // Views hold `shared`, but no handle of their own.
+        if let Some(db) = self.shared.write().db.take() {
+            // Not closed before: somebody else tells of the error, or nobody waits for one.
+            let _ = release(db, &self.dir, &self.shared);
+        }
+    }
+}
+
+/// Marks the folders, whose new files inherit it, and the file that sled writes to in place.
+///
+/// # Errors
+/// [`Error::Refused`] where the file system can't, unless it forgets everything at a power loss anyway.
+fn make_synchronous(dir: &Path) -> Result<()> {
+    let io = |error| io_error(format!("preparing {}", dir.display()), error);
+    let blobs = dir.join("blobs");
+    std::fs::create_dir_all(&blobs).map_err(io)?;
+    let mark = |path: &Path| -> std::io::Result<()> {
+        let file = File::open(path)?;
+        Ok(ioctl_setflags(&file, ioctl_getflags(&file)? | IFlags::SYNC)?)
+    };
+    let is_inherited = || -> std::io::Result<bool> {
+        let path = dir.join("probe");
+        let flags = File::create(&path).and_then(|file| Ok(ioctl_getflags(&file)?));
+        std::fs::remove_file(&path)?;
+        Ok(flags?.contains(IFlags::SYNC))
+    };
+    let marked = mark(dir).and_then(|()| mark(&blobs)).and_then(|()| match mark(&dir.join("db")) {
+        Err(error) if error.kind() == ErrorKind::NotFound => is_inherited(),
+        marked => marked.and_then(|()| is_inherited()),
+    });
+    let why = match marked {
+        Ok(true) => return Ok(()),
+        Ok(false) => "new files do not inherit the flag".to_string(),
+        Err(error) => error.to_string(),
+    };
+    let kind = rustix::fs::statfs(dir).map_err(|errno| io(errno.into()))?.f_type;
+    if VOLATILE_FILE_SYSTEMS.contains(&kind) {
+        return Ok(());
+    }
+    Err(Error::Refused(format!(
+        "sled: the file system of {} has no synchronous files (chattr +S: {why}), without which a power loss \
+         can take all of sled's data; set storage.engine = \"fjall\", or use ext4 or XFS",
+        dir.display()
+    )))
+}
+
+/// sled writes a snapshot of its page table when it opens. Interrupted in that, it leaves a file that it
+/// takes for its newest snapshot the next time, and calls corrupt: it filters out a name that it does not
+/// use any more. The log holds all that the snapshot would.
+fn remove_unfinished_snapshots(dir: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "generating") {
+            std::fs::remove_file(path)?;
+        }
+    }
+    File::open(dir)?.sync_all()
+}
+
+/// Drops the last handle, unless that would panic or hang: sled's drop flushes, and unwraps its fsync.
+fn release(db: Db, dir: &Path, shared: &Shared) -> Result<()> {
+    let synced = shared.check_working().and_then(|()| {
+        db.flush().map_err(|error| convert(error, || "flushing".into()))?;
+        let file = File::open(dir.join("db")).and_then(|file| file.sync_all());
+        file.map_err(|error| io_error("syncing its files", error))
+    });
+    match synced {
+        Ok(()) => drop(db),
+        Err(_) => std::mem::forget(db),
+    }
+    synced
+}
+
+impl SyncedBlobs {
+    fn sync(&mut self, dir: &Path) -> std::io::Result<()> {
+        let blobs = dir.join("blobs");
+        let mut seen = HashSet::new();
+        dir::sync_tree(dir, &mut |path| {
+            if path.parent() != Some(&blobs) {
+                return false;
+            }
+            seen.insert(path.to_path_buf());
+            self.0.contains(path)
+        })?;
+        self.0 = seen;
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Sled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // sled's own Debug prints the whole tree.
+        f.debug_struct("Sled").field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+struct SledView {
+    shared: Arc<Shared>,
+    mark: u64,
+}
+
+impl Drop for SledView {
+    fn drop(&mut self) {
+        self.shared.write().preimages.close_view(self.mark);
+    }
+}
+
+impl View for SledView {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        let state = self.shared.read();
+        state.db()?;
+        state.check(self.mark)?;
+        match state.preimages.get(key, self.mark) {
+            Some(value) => Ok(value.clone()),
+            None => state.get(key),
+        }
+    }
+
+    fn scan(&self, range: KeyRange, order: Order) -> Box<dyn Iterator<Item = Result<Pair>> + Send + '_> {
+        Box::new(Scan {
+            view: self,
+            order,
+            rest: Some(range),
+            chunk: VecDeque::new(),
+            chunk_pairs: CHUNK_PAIRS_FIRST,
+        })
+    }
+}
+
+/// Walks a range chunk by chunk; between two chunks it holds no lock and no position in the tree.
+struct Scan<'a> {
+    view: &'a SledView,
+    order: Order,
+    /// What is not in `chunk` yet; `None`: nothing.
+    rest: Option<KeyRange>,
+    chunk: VecDeque<Pair>,
+    chunk_pairs: usize,
+}
+
+impl Iterator for Scan<'_> {
+    type Item = Result<Pair>;
+
+    fn next(&mut self) -> Option<Result<Pair>> {
+        while self.chunk.is_empty() {
+            let range = self.rest.take()?;
+            if let Err(error) = self.fill(range) {
+                self.chunk.clear();
+                return Some(Err(error));
+            }
+        }
+        self.chunk.pop_front().map(Ok)
+    }
+}
+
+impl Scan<'_> {
+    /// Merges what the tree has with what it had, in the scan's order, up to a chunk's size.
+    fn fill(&mut self, range: KeyRange) -> Result<()> {
+        if is_empty_range(&range) {
+            return Ok(());
+        }
+        let state = self.view.shared.read();
+        let tree = state.db()?.range::<Bytes, _>(range.clone()).map(|pair| {
+            pair.map(|(key, value)| (to_bytes(&key), value))
+                .map_err(|error| convert(error, || "scanning".into()))
+        });
+        let past = state.preimages.range(range.clone(), self.view.mark);
+        state.check(self.view.mark)?;
+        let last = match self.order {
+            Order::Ascending => self.merge(tree, past)?,
+            Order::Descending => self.merge(tree.rev(), past.rev())?,
+        };
+        self.chunk_pairs = (self.chunk_pairs * 2).min(CHUNK_PAIRS_MAX);
+        self.rest = last.map(|last| match self.order {
+            Order::Ascending => (Bound::Excluded(last), range.1),
+            Order::Descending => (range.0, Bound::Excluded(last)),
+        });
+        Ok(())
+    }
+
+    /// Returns the last key seen if there may be more.
+    fn merge<'p>(
+        &mut self,
+        tree: impl Iterator<Item = Result<(Bytes, IVec)>>,
+        past: impl Iterator<Item = (&'p Bytes, &'p Option<Bytes>)>,
+    ) -> Result<Option<Bytes>> {
+        let (mut tree, mut past) = (tree.peekable(), past.peekable());
+        let (mut keys, mut bytes) = (0, 0);
+        loop {
+            let from_past = match (tree.peek(), past.peek()) {
+                (None, None) => return Ok(None),
+                (None, Some(_)) => true,
+                (Some(_), None) | (Some(Err(_)), _) => false,
+                (Some(Ok((now, _))), Some((then, _))) => match self.order {
+                    Order::Ascending => *then <= now,
+                    Order::Descending => *then >= now,
+                },
+            };
+            let (key, value) = if from_past {
+                let Some((key, value)) = past.next() else { continue };
+                // What the key has now came after this view.
+                tree.next_if(|pair| pair.as_ref().is_ok_and(|(now, _)| now == key)).transpose()?;
+                (key.clone(), value.clone())
+            } else {
+                let Some((key, value)) = tree.next().transpose()? else { continue };
+                (key, Some(to_bytes(&value)))
+            };
+            keys += 1;
+            bytes += key.len() + value.as_ref().map_or(0, Bytes::len);
+            // A key that this view must not see counts too: there may be many of them in a row.
+            if let Some(value) = value {
+                self.chunk.push_back((key.clone(), value));
+            }
+            if keys >= self.chunk_pairs || bytes >= CHUNK_BYTES_MAX {
+                return Ok(Some(key));
+            }
+        }
+    }
+}
+
+fn to_bytes(value: &IVec) -> Bytes {
+    Bytes::copy_from_slice(value)
+}
+
+/// sled wraps the lock's refusal into text.
+fn is_lock_held(error: &std::io::Error) -> bool {
+    error.to_string().contains("could not acquire lock")
+}
+
+fn io_error(doing: impl Into<String>, source: std::io::Error) -> Error {
+    Error::Io { engine: Kind::Sled, doing: doing.into(), source }
+}
+
+fn convert(error: SledError, doing: impl FnOnce() -> String) -> Error {
+    let corrupt = |message: String| Error::Corrupt { engine: Kind::Sled, message };
+    match error {
+        // A file that ends too early, as opposed to a disk that fails.
+        SledError::Io(source)
+            if matches!(source.kind(), ErrorKind::UnexpectedEof | ErrorKind::InvalidData) =>
+        {
+            corrupt(format!("{}: {source}", doing()))
+        }
+        SledError::Io(source) => io_error(doing(), source),
+        SledError::Corruption { at, .. } => {
+            corrupt(format!("{}: its checksum does not match, at {at:?}", doing()))
+        }
+        // "Unsupported" comes from opening files of another version or with other settings.
+        SledError::Unsupported(message) => Error::Refused(format!("sled: {}: {message}", doing())),
+        // Its own invariants are broken, so what it holds in memory is not to be trusted any more.
+        error @ (SledError::ReportableBug(_) | SledError::CollectionNotFound(_)) => {
+            io_error(doing(), std::io::Error::other(error.to_string()))
+        }
+    }
+}

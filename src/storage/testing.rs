@@ -1,0 +1,99 @@
+//! Engines for tests.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{Batch, Engine, KeyRange, Kind, Order, Pair, Result, Sizes, View};
+
+/// Two engines that must agree: every call goes to both, and a difference in what they answer panics.
+/// Errors are passed on without comparing, the first engine's first.
+///
+/// Reads compare the engines at one moment only if nobody writes meanwhile: for tests with one thread.
+#[derive(Debug)]
+pub struct Mirror {
+    first: Arc<dyn Engine>,
+    second: Arc<dyn Engine>,
+}
+
+impl Mirror {
+    pub fn new(first: Arc<dyn Engine>, second: Arc<dyn Engine>) -> Mirror {
+        Mirror { first, second }
+    }
+}
+
+impl Engine for Mirror {
+    /// The first engine's.
+    fn kind(&self) -> Kind {
+        self.first.kind()
+    }
+
+    fn recovers_prefix(&self) -> bool {
+        self.first.recovers_prefix() && self.second.recovers_prefix()
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        let (first, second) = (self.first.get(key)?, self.second.get(key)?);
+        assert_eq!(first, second, "get {key:?}: {} and {}", self.first.kind(), self.second.kind());
+        Ok(first)
+    }
+
+    fn apply(&self, batch: Batch) -> Result<()> {
+        self.first.apply(batch.clone())?;
+        self.second.apply(batch)
+    }
+
+    fn view(&self) -> Result<Box<dyn View>> {
+        Ok(Box::new(MirrorView { first: self.first.view()?, second: self.second.view()? }))
+    }
+
+    fn delete_range(&self, range: KeyRange) -> Result<()> {
+        self.first.delete_range(range.clone())?;
+        self.second.delete_range(range)
+    }
+
+    fn checkpoint(&self) -> Result<()> {
+        self.first.checkpoint()?;
+        self.second.checkpoint()
+    }
+
+    /// The sum.
+    fn sizes(&self) -> Result<Sizes> {
+        let (first, second) = (self.first.sizes()?, self.second.sizes()?);
+        Ok(Sizes {
+            disk_bytes: first.disk_bytes + second.disk_bytes,
+            memory_bytes: first.memory_bytes + second.memory_bytes,
+        })
+    }
+
+    fn close(&self) -> Result<()> {
+        self.first.close()?;
+        self.second.close()
+    }
+}
+
+struct MirrorView {
+    first: Box<dyn View>,
+    second: Box<dyn View>,
+}
+
+impl View for MirrorView {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        let (first, second) = (self.first.get(key)?, self.second.get(key)?);
+        assert_eq!(first, second, "get {key:?} from a view");
+        Ok(first)
+    }
+
+    fn scan(&self, range: KeyRange, order: Order) -> Box<dyn Iterator<Item = Result<Pair>> + Send + '_> {
+        let mut first = self.first.scan(range.clone(), order);
+        let mut second = self.second.scan(range, order);
+        Box::new(std::iter::from_fn(move || match (first.next(), second.next()) {
+            (Some(Err(error)), _) | (_, Some(Err(error))) => Some(Err(error)),
+            (first, second) => {
+                let (first, second) = (first.transpose().ok()?, second.transpose().ok()?);
+                assert_eq!(first, second, "scan of a view");
+                first.map(Ok)
+            }
+        }))
+    }
+}

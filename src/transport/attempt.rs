@@ -1,0 +1,134 @@
+//! One attempt at one call: within its deadline, and with a judgement of what a failure means.
+//!
+//! A failed write is [`Reason::OutcomeUnknown`] unless it surely did not take place: the server said so,
+//! or the request never left (see [`Gate`]).
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+use tonic::{Code, Request, Response, Status};
+
+use super::gate::{Gate, GatedChannel};
+use crate::error::{self, Error, Happened, Reason, Result};
+
+/// What a call does to the state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Read,
+    Write,
+}
+
+/// How long an attempt may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limit {
+    /// What the server is told.
+    pub grpc_timeout: Duration,
+    /// A request that has not left by then is taken back.
+    pub leaves_within: Duration,
+    /// When the caller stops waiting.
+    pub deadline: Instant,
+}
+
+/// Makes one attempt on one connection.
+///
+/// # Errors
+/// What the server said, or [`Reason::Unavailable`], [`Reason::DeadlineExceeded`] or
+/// [`Reason::OutcomeUnknown`] as far as can be told from here.
+pub async fn attempt<M, R, S, F>(
+    kind: Kind,
+    channel: GatedChannel,
+    message: M,
+    limit: Limit,
+    send: &S,
+) -> Result<R>
+where
+    S: Fn(GatedChannel, Request<M>) -> F,
+    F: Future<Output = Result<Response<R>, Status>>,
+{
+    let Limit { grpc_timeout, leaves_within, deadline } = limit;
+    let gate = Gate::default();
+    let mut request = Request::new(message);
+    request.extensions_mut().insert(gate.clone());
+    request.set_timeout(grpc_timeout);
+    let answer = send(channel, request);
+    tokio::pin!(answer);
+
+    // Requests queue behind a connection that is being opened. One that has not left when it should
+    // have been open is taken back, so that another endpoint gets it in time.
+    let leaves_by = Instant::now() + leaves_within;
+    let mut result = timeout_at(leaves_by.min(deadline), &mut answer).await;
+    if result.is_err() && leaves_by < deadline {
+        if gate.close() == Happened::No {
+            return Err(Error::new(Reason::Unavailable, format!("no connection within {leaves_within:?}")));
+        }
+        result = timeout_at(deadline, &mut answer).await;
+    }
+    let sent = gate.close();
+    Err(match result {
+        Ok(Ok(response)) => return Ok(response.into_inner()),
+        Ok(Err(status)) => judge(kind, &status, sent, Instant::now() >= deadline),
+        Err(_) => late(kind, sent),
+    })
+}
+
+/// The deadline passed without an answer.
+fn late(kind: Kind, sent: Happened) -> Error {
+    match (kind, sent) {
+        (Kind::Write, Happened::Unknown) => Error::new(
+            Reason::OutcomeUnknown,
+            "no answer in time after the write was sent: it may have taken place, or may yet",
+        ),
+        (_, Happened::No) => Error::new(Reason::DeadlineExceeded, "the request could not be sent in time"),
+        (Kind::Read, Happened::Unknown) => Error::new(Reason::DeadlineExceeded, "no answer in time"),
+    }
+}
+
+/// What a failed attempt's status means. `sent`: whether the request may have left. A status with our
+/// detail speaks for itself; one that the transport made has a source; the rest is a stranger's.
+pub fn judge(kind: Kind, status: &Status, sent: Happened, is_late: bool) -> Error {
+    let from_transport = std::error::Error::source(status).is_some();
+    if is_late && from_transport {
+        return late(kind, sent);
+    }
+    let harmless = kind == Kind::Read || sent == Happened::No;
+    if from_transport && harmless && status.code() != Code::OutOfRange {
+        let message = format!("the node can't be reached: {}", root_cause(status));
+        return Error::new(Reason::Unavailable, message);
+    }
+    // OUT_OF_RANGE is what tonic calls an answer too large to decode: the write itself is done.
+    if kind == Kind::Write && sent == Happened::Unknown && status.code() == Code::OutOfRange {
+        return Error::new(Reason::OutcomeUnknown, format!("the answer can't be read: {}", status.message()));
+    }
+    let mut error = error::from_status(status, if harmless { Happened::No } else { Happened::Unknown });
+    if from_transport {
+        error.message = format!("{} ({})", error.message, root_cause(status));
+    }
+    error
+}
+
+/// What is at the bottom of a transport's error: "Connection refused", not "transport error".
+fn root_cause(status: &Status) -> String {
+    let mut cause: &dyn std::error::Error = status;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_strangers_status_after_sending_leaves_a_write_unknown() {
+        for code in
+            [Code::Unavailable, Code::Cancelled, Code::Aborted, Code::DeadlineExceeded, Code::OutOfRange]
+        {
+            let status = Status::new(code, "proxy");
+            let write = judge(Kind::Write, &status, Happened::Unknown, false);
+            assert_eq!(write.reason, Reason::OutcomeUnknown, "{code:?}");
+            let read = judge(Kind::Read, &status, Happened::Unknown, false);
+            assert_ne!(read.reason, Reason::OutcomeUnknown, "{code:?}");
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! Three real processes as one cluster: any node answers for any key, and neither a node that is killed,
+//! nor all of them at once, nor nodes that come and go under load lose what was acknowledged.
+//! `RUSHKV_KILLS` sets how often per engine.
+
+#![allow(clippy::unwrap_used)] // a failure here is a failed test
+
+#[path = "support/cluster.rs"]
+mod cluster;
+#[path = "support/ledger.rs"]
+mod ledger;
+#[path = "support/process.rs"]
+mod process;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use cluster::{Cluster, WAIT_MAX, get, info, put, writes_resume};
+use ledger::{Writer, under_way, verify_all};
+use rushkv::proto::v1::LeaveRequest;
+use rushkv::proto::v1::cluster_client::ClusterClient;
+use tonic::transport::Channel;
+
+const WRITERS: usize = 8;
+
+fn kills(default: usize) -> usize {
+    std::env::var("RUSHKV_KILLS").map_or(default, |kills| kills.parse().expect("RUSHKV_KILLS is a number"))
+}
+
+fn writers() -> (Vec<Writer>, Arc<AtomicU64>) {
+    let acknowledged = Arc::new(AtomicU64::new(0));
+    ((0..WRITERS).map(|id| Writer::new(id, 5, acknowledged.clone())).collect(), acknowledged)
+}
+
+/// Writers on all of `channels` at once, until they are told to stop or are in doubt.
+struct Load {
+    stop: Arc<AtomicBool>,
+    tasks: Vec<tokio::task::JoinHandle<Writer>>,
+}
+
+impl Load {
+    fn start(writers: Vec<Writer>, channels: &[Channel]) -> Load {
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = stop.clone();
+        let tasks = writers.into_iter().enumerate().map(move |(at, mut writer)| {
+            let (channel, stop) = (channels[at % channels.len()].clone(), told.clone());
+            tokio::spawn(async move {
+                writer.run(channel, stop).await;
+                writer
+            })
+        });
+        Load { stop, tasks: tasks.collect() }
+    }
+
+    async fn end(self) -> Vec<Writer> {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut writers = Vec::new();
+        for task in self.tasks {
+            writers.push(task.await.expect("no writer panics"));
+        }
+        writers
+    }
+}
+
+async fn serve_each_others_keys(engine: &'static str) {
+    let cluster = Cluster::start(3, engine).await;
+    let channels = cluster.channels();
+    for key in 0..40 {
+        let key = format!("k{key}");
+        put(&channels[0], &key, &format!("v-{key}")).await.unwrap();
+        for channel in &channels {
+            assert_eq!(get(channel, &key).await.unwrap(), Some(format!("v-{key}")));
+        }
+    }
+    for channel in &channels {
+        let told = info(channel.clone()).await.unwrap();
+        assert_eq!((told.node_count, told.partitions_led, told.problems.len()), (3, 8, 0), "{told:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_node_answers_for_any_key_on_fjall() {
+    serve_each_others_keys("fjall").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_node_answers_for_any_key_on_sled() {
+    serve_each_others_keys("sled").await;
+}
+
+/// Kills one node after another under load. Writes go on, nothing is missing, the killed one catches up.
+async fn one_killed(engine: &'static str, times: usize) {
+    let mut cluster = Cluster::start(3, engine).await;
+    let (mut writers, acknowledged) = writers();
+    let mut pauses = Vec::new();
+    for round in 0..times {
+        let victim = round % 3;
+        let before = acknowledged.load(Ordering::Relaxed);
+        let load = Load::start(writers, &cluster.channels());
+        under_way(&acknowledged, before + 100).await;
+        cluster.nodes[victim].kill();
+        pauses.push(writes_resume(&cluster.channels()).await);
+        writers = load.end().await;
+        verify_all(&mut writers, &cluster.channels()[0]).await;
+        cluster.nodes[victim].start();
+        cluster.serve().await;
+        // What it answers, it has from the majority; what it has itself shows when it leads.
+        verify_all(&mut writers, &cluster.nodes[victim].channel()).await;
+    }
+    pauses.sort();
+    let worst = pauses.last().copied().unwrap_or_default();
+    println!(
+        "{engine}: {times} kills, writes resumed after a median of {:?}, at worst {worst:?}",
+        pauses[times / 2]
+    );
+    assert!(worst < Duration::from_secs(10), "writes resumed only after {worst:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_killed_under_load_on_fjall() {
+    one_killed("fjall", kills(3)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_killed_under_load_on_sled() {
+    one_killed("sled", kills(3)).await;
+}
+
+async fn all_killed(engine: &'static str, times: usize) {
+    let mut cluster = Cluster::start(3, engine).await;
+    let (mut writers, acknowledged) = writers();
+    for _ in 0..times {
+        let before = acknowledged.load(Ordering::Relaxed);
+        let load = Load::start(writers, &cluster.channels());
+        under_way(&acknowledged, before + 100).await;
+        for node in &mut cluster.nodes {
+            node.kill();
+        }
+        writers = load.end().await;
+        for node in &mut cluster.nodes {
+            node.start();
+        }
+        cluster.serve().await;
+        verify_all(&mut writers, &cluster.channels()[1]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_nodes_are_killed_at_once_on_fjall() {
+    all_killed("fjall", kills(2)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_nodes_are_killed_at_once_on_sled() {
+    all_killed("sled", kills(2)).await;
+}
+
+/// A planned restart: every write is answered, none fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_hands_the_leaderships_over_first() {
+    let mut cluster = Cluster::start(3, "fjall").await;
+    for victim in 0..3 {
+        let others: Vec<Channel> =
+            (0..3).filter(|at| *at != victim).map(|at| cluster.nodes[at].channel()).collect();
+        let stop = Arc::new(AtomicBool::new(false));
+        let load = {
+            let stop = stop.clone();
+            tokio::spawn(async move {
+                let mut longest = Duration::ZERO;
+                let mut count = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    let started = Instant::now();
+                    let key = format!("k{}", count % 64);
+                    put(&others[count % 2], &key, "v").await.expect("no write fails in a planned restart");
+                    longest = longest.max(started.elapsed());
+                    count += 1;
+                }
+                (longest, count)
+            })
+        };
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(cluster.nodes[victim].stop(), Some(0), "{}", cluster.nodes[victim].log());
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        stop.store(true, Ordering::Relaxed);
+        let (longest, count) = load.await.unwrap();
+        println!("{count} writes, the longest took {longest:?}");
+        let log = cluster.nodes[victim].log();
+        assert!(!log.contains("the others will elect"), "{log}");
+        cluster.nodes[victim].start();
+        cluster.serve().await;
+    }
+}
+
+/// 1 -> 3 -> 4 -> 3 nodes under load, the first member leaving.
+async fn members_come_and_go(engine: &'static str) {
+    let mut cluster = Cluster::start(1, engine).await;
+    let (mut writers, acknowledged) = writers();
+    for _ in 0..3 {
+        let before = acknowledged.load(Ordering::Relaxed);
+        let load = Load::start(writers, &cluster.channels());
+        under_way(&acknowledged, before + 20).await;
+        cluster.grow().await;
+        writers = load.end().await;
+        verify_all(&mut writers, &cluster.nodes.last().expect("it grew").channel()).await;
+    }
+    cluster.settles(3, &["node1", "node2", "node3", "node4"], |replicas| replicas == 6).await;
+
+    let before = acknowledged.load(Ordering::Relaxed);
+    let channels: Vec<Channel> = (1..4).map(|at| cluster.nodes[at].channel()).collect();
+    let load = Load::start(writers, &channels);
+    under_way(&acknowledged, before + 20).await;
+    for _ in 0..2 {
+        // Asked twice, it changes nothing.
+        let mut client = ClusterClient::new(cluster.nodes[1].channel());
+        client.leave(LeaveRequest { node: "node1".into() }).await.unwrap();
+    }
+    cluster.settles(2, &["node2", "node3", "node4"], |replicas| replicas == 8).await;
+    writers = load.end().await;
+    assert_eq!(cluster.nodes[0].stop(), Some(0), "{}", cluster.nodes[0].log());
+    verify_all(&mut writers, &cluster.nodes[3].channel()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_come_and_go_under_load_on_fjall() {
+    members_come_and_go("fjall").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_come_and_go_under_load_on_sled() {
+    members_come_and_go("sled").await;
+}
+
+/// A node that can't reach the others refuses; it serves nothing old, and says that it is not ready.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_without_a_majority_refuses() {
+    let cluster = Cluster::start(3, "fjall").await;
+    let channels = cluster.channels();
+    put(&channels[0], "k", "old").await.unwrap();
+    cluster.nodes[1].pause();
+    cluster.nodes[2].pause();
+    let started = Instant::now();
+    while info(channels[0].clone()).await.unwrap().problems.is_empty() {
+        assert!(started.elapsed() < WAIT_MAX, "it does not notice that it is alone");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for key in 0..3 {
+        let answer = get(&channels[0], &format!("k{key}")).await;
+        assert!(answer.is_err(), "{answer:?}");
+    }
+    cluster.nodes[1].resume();
+    cluster.nodes[2].resume();
+    let started = Instant::now();
+    while get(&channels[0], "k").await.ok().flatten().as_deref() != Some("old") {
+        assert!(started.elapsed() < WAIT_MAX, "it does not come back:\n{}", cluster.logs());
+    }
+}

@@ -1,0 +1,122 @@
+//! Several daemons that form one cluster.
+
+#![allow(dead_code)] // each test file uses a part of it
+#![allow(clippy::unwrap_used)] // a failure here is a failed test
+
+use std::time::{Duration, Instant};
+
+use rushkv::proto::v1::cluster_client::ClusterClient;
+use rushkv::proto::v1::kv_client::KvClient;
+use rushkv::proto::v1::{GetRequest, InfoRequest, ListNodesRequest, PutRequest};
+use tonic::transport::Channel;
+
+use crate::process::Daemon;
+
+/// How long anything here may take that has no bound of its own.
+pub const WAIT_MAX: Duration = Duration::from_secs(60);
+
+pub struct Cluster {
+    pub nodes: Vec<Daemon>,
+    dir: tempfile::TempDir,
+    engine: &'static str,
+}
+
+impl Cluster {
+    /// Starts `count` nodes that name each other, and waits until all of them serve.
+    pub async fn start(count: usize, engine: &'static str) -> Cluster {
+        let mut cluster = Cluster { nodes: Vec::new(), dir: tempfile::tempdir().unwrap(), engine };
+        let nodes: Vec<Daemon> = (1..=count).map(|number| cluster.daemon(number)).collect();
+        // One that names nobody forms a cluster by itself.
+        let peers: Vec<String> = nodes.iter().map(Daemon::address).filter(|_| count > 1).collect();
+        cluster.nodes = nodes.into_iter().map(|node| node.env("RUSHKV__PEERS", &peers.join(","))).collect();
+        for node in &mut cluster.nodes {
+            node.start();
+        }
+        cluster.serve().await;
+        cluster
+    }
+
+    /// A daemon of this cluster, not started.
+    pub fn daemon(&self, number: usize) -> Daemon {
+        let name = format!("node{number}");
+        Daemon::new(&self.dir.path().join(&name), self.engine)
+            .named(&name)
+            .env("RUSHKV__CLUSTER__PARTITIONS", "8")
+    }
+
+    /// Starts another node, which joins by way of the last one.
+    pub async fn grow(&mut self) {
+        let number = self.nodes.len() + 1;
+        let peer = self.nodes.last().expect("there is one").address();
+        let mut node = self.daemon(number).env("RUSHKV__PEERS", &peer);
+        node.start();
+        self.nodes.push(node);
+        self.serve().await;
+    }
+
+    /// Waits until every running node knows a leader of every partition.
+    pub async fn serve(&mut self) {
+        for node in self.nodes.iter_mut().filter(|node| node.is_running()) {
+            node.serves().await;
+        }
+    }
+
+    pub fn channels(&self) -> Vec<Channel> {
+        self.nodes.iter().filter(|node| node.is_running()).map(Daemon::channel).collect()
+    }
+
+    /// Waits until the cluster, asked by the node `at`, has exactly these members, and each of them as
+    /// many replicas as `holds` says.
+    pub async fn settles(&self, at: usize, names: &[&str], holds: impl Fn(u32) -> bool) {
+        let started = Instant::now();
+        loop {
+            let mut client = ClusterClient::new(self.nodes[at].channel());
+            let answer = client.list_nodes(ListNodesRequest {}).await.map(tonic::Response::into_inner);
+            if let Ok(answer) = &answer {
+                let mut found: Vec<&str> = answer.nodes.iter().map(|node| node.name.as_str()).collect();
+                found.sort_unstable();
+                if found == names && answer.nodes.iter().all(|node| holds(node.replica_count)) {
+                    return;
+                }
+            }
+            assert!(started.elapsed() < WAIT_MAX, "not settled: {answer:?}\n{}", self.logs());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    pub fn logs(&self) -> String {
+        self.nodes.iter().map(|node| format!("--- {}\n{}", node.name, node.log())).collect()
+    }
+}
+
+/// The cluster as one node tells it.
+pub async fn info(channel: Channel) -> Result<rushkv::proto::v1::InfoResponse, tonic::Status> {
+    Ok(ClusterClient::new(channel).info(InfoRequest {}).await?.into_inner())
+}
+
+pub async fn put(channel: &Channel, key: &str, value: &str) -> Result<(), tonic::Status> {
+    let (key, value) = (key.to_string().into(), value.to_string().into());
+    KvClient::new(channel.clone()).put(PutRequest { key, value, precondition: None }).await.map(drop)
+}
+
+/// A linearizable read.
+pub async fn get(channel: &Channel, key: &str) -> Result<Option<String>, tonic::Status> {
+    let mut request = tonic::Request::new(GetRequest { key: key.to_string().into(), consistency: 0 });
+    request.set_timeout(Duration::from_secs(5));
+    let answer = KvClient::new(channel.clone()).get(request).await?.into_inner();
+    Ok(answer.record.map(|record| String::from_utf8(record.value.to_vec()).unwrap()))
+}
+
+/// Puts to keys of every partition through each channel until all succeed; returns how long that took.
+pub async fn writes_resume(channels: &[Channel]) -> Duration {
+    let started = Instant::now();
+    for (at, channel) in channels.iter().enumerate() {
+        for key in 0..32 {
+            let key = format!("resume-{at}-{key}");
+            while let Err(status) = put(channel, &key, "x").await {
+                assert!(started.elapsed() < WAIT_MAX, "writes do not resume: {status}");
+            }
+        }
+    }
+    started.elapsed()
+}

@@ -1,0 +1,117 @@
+//! A file system whose power can be cut, for system tests: ext4 in a file, on a loop device.
+//!
+//! Cutting tells ext4 to go down without writing its journal, so what was fsynced before is there after
+//! [`PowerCut::remount`], and what was not may be gone. From the cut on, writes and fsyncs fail with
+//! EIO: that is also the test of a failing disk, and a small one is the test of a full one.
+//!
+//! Needs root, Linux, and mkfs.ext4, losetup, mount and umount; panics, saying so, without them.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// How long the last users of the file system may take to let go of it.
+const BUSY_WAIT: Duration = Duration::from_secs(20);
+
+/// `EXT4_IOC_SHUTDOWN`, and its flag to leave the journal unwritten.
+const SHUTDOWN: rustix::ioctl::Opcode = 0x8004_587d;
+const SHUTDOWN_NOLOGFLUSH: u32 = 2;
+
+/// A mounted file system. Unmounted and taken apart on drop; only its own mount point and loop device
+/// are touched.
+pub struct PowerCut {
+    /// Holds the image and the mount point; removed last.
+    _dir: tempfile::TempDir,
+    device: String,
+    mount_point: PathBuf,
+    mounted: bool,
+}
+
+impl PowerCut {
+    pub fn new(size_mib: u64) -> PowerCut {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "the power-loss tests mount a file system: run as root"
+        );
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let image = dir.path().join("disk.img");
+        let mount_point = dir.path().join("mnt");
+        std::fs::create_dir(&mount_point).expect("the mount point");
+        File::create(&image).and_then(|file| file.set_len(size_mib << 20)).expect("the image");
+        run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image));
+        let device = run(Command::new("losetup").args(["--find", "--show"]).arg(&image));
+        let mut power = PowerCut { _dir: dir, device, mount_point, mounted: false };
+        power.mount();
+        power
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.mount_point
+    }
+
+    /// Cuts the power. Whoever still uses the file system gets errors.
+    pub fn cut(&self) {
+        let dir = File::open(&self.mount_point).expect("the mount point can be opened");
+        // SAFETY: the opcode takes a pointer to a u32, which lives through the call, and only reads it.
+        #[allow(unsafe_code)] // no safe wrapper knows this ioctl
+        let result = unsafe {
+            let shutdown = rustix::ioctl::Setter::<SHUTDOWN, u32>::new(SHUTDOWN_NOLOGFLUSH);
+            rustix::ioctl::ioctl(&dir, shutdown)
+        };
+        result.expect("ext4 takes the shutdown ioctl");
+    }
+
+    /// Brings the power back: what is mounted now is what was on the disk. Its users must have closed
+    /// their files, or do so within seconds.
+    pub fn remount(&mut self) {
+        self.unmount();
+        self.mount();
+    }
+
+    fn mount(&mut self) {
+        run(Command::new("mount").args(["-t", "ext4", &self.device]).arg(&self.mount_point));
+        self.mounted = true;
+    }
+
+    fn unmount(&mut self) {
+        let give_up = Instant::now() + BUSY_WAIT;
+        while let Err(error) = try_run(Command::new("umount").arg(&self.mount_point)) {
+            assert!(Instant::now() < give_up, "still in use: {error}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        self.mounted = false;
+    }
+}
+
+impl Drop for PowerCut {
+    fn drop(&mut self) {
+        // A test that failed may still hold files open: a lazy unmount lets go once they are closed.
+        if self.mounted
+            && let Err(error) = try_run(Command::new("umount").arg("--lazy").arg(&self.mount_point))
+        {
+            eprintln!("{error}");
+        }
+        if let Err(error) = try_run(Command::new("losetup").args(["--detach", &self.device])) {
+            eprintln!("{error}");
+        }
+    }
+}
+
+/// Returns what it printed.
+fn run(command: &mut Command) -> String {
+    try_run(command).unwrap_or_else(|error| panic!("{error} (make test-deps installs what is needed)"))
+}
+
+fn try_run(command: &mut Command) -> Result<String, String> {
+    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
+    if !output.status.success() {
+        return Err(format!(
+            "{command:?}: {}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        ));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_string())
+}

@@ -1,0 +1,194 @@
+//! The real daemon as a process of its own, on loopback, ended by its id.
+
+#![allow(dead_code)] // each test file uses a part of it
+#![allow(clippy::unwrap_used)] // a failure here is a failed test
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rushkv::proto::v1::InfoRequest;
+use rushkv::proto::v1::cluster_client::ClusterClient;
+use tonic::transport::{Channel, Endpoint};
+
+/// How long a daemon may take from its start until it serves.
+const SERVES_WITHIN: Duration = Duration::from_secs(30);
+
+pub struct Daemon {
+    child: Option<Child>,
+    pub port: u16,
+    pub data_dir: PathBuf,
+    pub name: String,
+    engine: &'static str,
+    log: PathBuf,
+    env: Vec<(&'static str, String)>,
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+impl Daemon {
+    /// Prepares a daemon on `data_dir`; its log goes beside it.
+    pub fn new(data_dir: &Path, engine: &'static str) -> Daemon {
+        let log = data_dir.with_extension("log");
+        Daemon {
+            child: None,
+            port: free_port(),
+            data_dir: data_dir.to_path_buf(),
+            name: "node1".into(),
+            engine,
+            log,
+            env: Vec::new(),
+        }
+    }
+
+    /// Puts the log elsewhere.
+    pub fn log_to(mut self, path: &Path) -> Daemon {
+        self.log = path.to_path_buf();
+        self
+    }
+
+    /// Gives it another name than node1.
+    pub fn named(mut self, name: &str) -> Daemon {
+        self.name = name.to_string();
+        self
+    }
+
+    /// Host and port.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// SIGSTOP: it is silent, and its connections stay.
+    pub fn pause(&self) {
+        self.signal(rustix::process::Signal::STOP);
+    }
+
+    pub fn resume(&self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(self.child.as_ref().expect("it runs"));
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Sets a variable of its environment.
+    pub fn env(mut self, name: &'static str, value: &str) -> Daemon {
+        self.env.push((name, value.to_string()));
+        self
+    }
+
+    pub fn start(&mut self) {
+        assert!(self.child.is_none());
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_rushkv"))
+            .arg(format!("-id={}", self.name))
+            .arg("-addr=127.0.0.1")
+            .arg(format!("-port={}", self.port))
+            .arg(format!("-data={}", self.data_dir.display()))
+            .env("RUSHKV__STORAGE__ENGINE", self.engine)
+            .env("RUSHKV__METRICS__ADDR", "off")
+            .env("RUSHKV__STORAGE__DISK_RESERVE", "0")
+            .envs(self.env.iter().map(|(name, value)| (*name, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
+    /// SIGKILL: nothing in the process runs any more.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().expect("it runs");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// SIGTERM, and the exit code.
+    pub fn stop(&mut self) -> Option<i32> {
+        let mut child = self.child.take().expect("it runs");
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return status.code();
+            }
+            if Instant::now() > deadline {
+                child.kill().unwrap();
+                panic!("the daemon did not stop within a minute:\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until the process ends by itself, and returns its exit code.
+    pub fn wait_end(&mut self, within: Duration) -> Option<i32> {
+        let mut child = self.child.take().expect("it runs");
+        let deadline = Instant::now() + within;
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return status.code();
+            }
+            if Instant::now() > deadline {
+                child.kill().unwrap();
+                panic!("the daemon did not end by itself:\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Everything it has logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// A connection that comes up when it is first used.
+    pub fn channel(&self) -> Channel {
+        Endpoint::from_shared(format!("http://127.0.0.1:{}", self.port)).unwrap().connect_lazy()
+    }
+
+    /// Waits until every partition has its leader; returns how long that took.
+    pub async fn serves(&mut self) -> Duration {
+        let started = Instant::now();
+        loop {
+            let mut client = ClusterClient::new(self.channel());
+            match client.info(InfoRequest {}).await.map(tonic::Response::into_inner) {
+                Ok(info) if info.partitions_led == info.partition_count && !info.leader.is_empty() => {
+                    return started.elapsed();
+                }
+                answer if started.elapsed() > SERVES_WITHIN => {
+                    panic!("the daemon does not serve: {answer:?}\n{}", self.log())
+                }
+                _ => {}
+            }
+            if let Some(status) = self.child.as_mut().expect("it runs").try_wait().unwrap() {
+                panic!("the daemon ended with {status}:\n{}", self.log());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // A test has failed; the process must not outlive it.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
