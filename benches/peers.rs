@@ -3,7 +3,7 @@
 //!
 //! `cargo bench --bench peers` measures the echo alone. `benches/first_figures` starts the servers and
 //! calls `peers TARGET ADDRESS WORK CLIENTS SECONDS` (`rushkv|etcd|echo`, `put|get|batch|fill`), which
-//! prints one line of JSON; `peers serve-echo ADDRESS` is the echo's server.
+//! prints one line of JSON; ADDRESS may be several with commas, each of which gets a connection; `peers serve-echo ADDRESS` is the echo's server.
 //!
 //! etcd's messages are declared here field by field, as far as they are used.
 
@@ -88,7 +88,9 @@ enum Target {
 impl Target {
     async fn connect(name: &str, address: &str) -> Result<Vec<Target>, Failure> {
         let mut targets = Vec::new();
-        for _ in 0..CONNECTIONS {
+        let addresses: Vec<&str> = address.split(',').collect();
+        for number in 0..CONNECTIONS.max(addresses.len()) {
+            let address = addresses[number % addresses.len()];
             targets.push(match name {
                 "rushkv" => Target::RushKv(Client::connect(address)?.with_connections(1)?),
                 "etcd" => Target::Etcd(grpc(address).await?),

@@ -2,7 +2,9 @@
 //!
 //! A log or an engine that meets a full disk ends the process, so puts are refused while there is still
 //! room for what they cause later: the log's next segment, the engine's write buffers and its compaction.
-//! The disk is asked on a clock and again after every [`LOOK_BYTES`] of accepted puts, since a fast disk
+//! Below half of that, what other nodes send for this one's logs is refused, too: a follower must not
+//! fill its disk because its leader has a larger one. The half above it is for deletes.
+//! The disk is asked on a clock and again after every [`LOOK_BYTES`] of accepted writes, since a fast disk
 //! takes more in a second than the reserve holds.
 
 use std::sync::Arc;
@@ -12,7 +14,7 @@ use crate::error::{Error, Reason, Result};
 use crate::kv::Op;
 use crate::storage::{self, DataDir};
 
-/// Puts accepted between two looks may add up to this much.
+/// Writes accepted between two looks may add up to this much.
 const LOOK_BYTES: u64 = 4 * 1024 * 1024;
 
 /// What was last seen of the disk.
@@ -89,10 +91,7 @@ impl Disk {
         let Op::Put { key, value, .. } = op else {
             return Ok(());
         };
-        let bytes = (key.len() + value.len()) as u64;
-        if self.accepted_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes >= LOOK_BYTES {
-            self.look();
-        }
+        self.count((key.len() + value.len()) as u64);
         if !self.is_low() {
             return Ok(());
         }
@@ -106,5 +105,52 @@ impl Disk {
                 self.reserve_bytes() >> 20,
             ),
         ))
+    }
+
+    /// Refuses entries and snapshots from other nodes while less than half of the reserve is free.
+    pub(super) fn check_received(&self, bytes: usize) -> std::result::Result<(), String> {
+        self.count(bytes as u64);
+        let least = self.reserve_bytes() / 2;
+        if self.free_bytes() >= least {
+            return Ok(());
+        }
+        Err(format!(
+            "the disk of {} has {} MiB free, and what others send must leave {} MiB (half of \
+             storage.disk_reserve)",
+            self.data_dir.path().display(),
+            self.free_bytes() >> 20,
+            least >> 20,
+        ))
+    }
+
+    fn count(&self, bytes: u64) {
+        if self.accepted_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes >= LOOK_BYTES {
+            self.look();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv::Precondition;
+    use crate::storage::Kind;
+
+    #[test]
+    fn puts_are_refused_first_then_what_others_send_and_deletes_never() {
+        let dir = tempfile::tempdir().unwrap();
+        let data_dir = Arc::new(DataDir::open(dir.path(), Kind::Memory).unwrap());
+        let disk = Disk::new(data_dir, 0);
+        let free = disk.free_bytes();
+        let put = Op::Put { key: "k".into(), value: "v".into(), precondition: Precondition::None };
+        let delete = Op::Delete { key: "k".into(), precondition: Precondition::None };
+        for (reserve, puts, received) in
+            [(0, true, true), (free / 2 * 3, false, true), (free * 3, false, false)]
+        {
+            disk.set_reserve_bytes(reserve);
+            assert_eq!(disk.check(&put).is_ok(), puts, "{reserve}");
+            assert_eq!(disk.check_received(100).is_ok(), received, "{reserve}");
+            disk.check(&delete).unwrap();
+        }
     }
 }

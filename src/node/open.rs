@@ -49,6 +49,7 @@ impl Node {
             .await
             .map_err(|error| Error::new(Reason::Internal, error.to_string()))??;
         let Opened { data_dir, wal, store, identity, founding } = opened;
+        raft::finish_destroying(&store, &wal).await.map_err(refused)?;
         let transport_metrics = transport::Metrics::register(metrics).map_err(register)?;
         let transport = Transport::new(transport::Options::default(), transport_metrics);
         let node = Arc::new(Node {

@@ -29,6 +29,12 @@ impl Inbox for Node {
         if number > 0
             && let Some(replica) = self.replica(PartitionId(number - 1))
         {
+            // Heartbeats and votes take no room, and group 0 next to none: it must stay able to act.
+            if class != Class::Control
+                && let Err(why) = self.disk.check_received(message.len())
+            {
+                return Box::pin(std::future::ready(Err(why)));
+            }
             return replica.group.receive(route, class, message);
         }
         let refusal = format!("node \"{}\" holds no replica {}", self.options.name, route);

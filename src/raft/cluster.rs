@@ -245,6 +245,14 @@ impl Cluster {
         node.disk.wal.close().unwrap();
     }
 
+    /// Stops a replica and gives its disk away, open.
+    pub async fn take_disk(&mut self, id: u64) -> OpenDisk {
+        self.net.groups.lock().unwrap().remove(&ReplicaId(id));
+        let node = self.nodes.remove(&id).unwrap();
+        node.group.shutdown().await;
+        node.disk
+    }
+
     /// Takes a replica off the network as a kill does: what it has not said, it never says. It runs
     /// on for nobody.
     pub fn kill(&mut self, id: u64) {

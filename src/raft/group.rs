@@ -88,7 +88,7 @@ pub struct Group<M: Machine> {
     pub(super) key: LogKey,
     pub(super) raft: Raft<TypeConfig, StateMachine<M>>,
     pub(super) metrics: Metrics,
-    space: CurrentSpace,
+    pub(super) space: CurrentSpace,
     damage: Damage,
     /// The last entry of the log when it was opened.
     tail: Option<LogId>,
@@ -103,7 +103,7 @@ pub struct Group<M: Machine> {
     pub(super) outgoing: Outgoing,
     pub(super) log: wal::Log,
     kept: Arc<Kept>,
-    store: Arc<Store>,
+    pub(super) store: Arc<Store>,
 }
 
 /// What decides how much of the log stays.
@@ -414,25 +414,6 @@ impl<M: Machine> Group<M> {
         }
         let passed = self.raft.with_raft_state(|_| ()).await;
         passed.map_err(|error| OpenError { key: self.key, problem: error.to_string() })
-    }
-
-    /// Stops the replica for good and forgets its log and state, but for a tombstone (rule 8).
-    pub async fn destroy(&self) -> Result<(), OpenError> {
-        let failed = |error: &dyn fmt::Display| OpenError { key: self.key, problem: error.to_string() };
-        self.shutdown().await;
-        let (store, key, space) = (self.store.clone(), self.key, self.space.get());
-        // The tombstone first: without a log, but with it, the replica is not begun again.
-        tokio::task::spawn_blocking(move || store.destroy(key, space))
-            .await
-            .map_err(|error| failed(&error))?
-            .map_err(|error| failed(&error))?;
-        let (done, durable) = oneshot::channel();
-        let destroyed = self.log.destroy(Box::new(move |result| {
-            // If nobody waits any more, the process ends.
-            let _ = done.send(result);
-        }));
-        destroyed.await.map_err(|error| failed(&error))?;
-        durable.await.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
     }
 
     /// Stops the replica. What is under way may or may not have happened.

@@ -23,6 +23,7 @@ mod cluster_tests;
 mod codec;
 #[cfg(test)]
 mod crash_tests;
+mod destroy;
 mod group;
 mod incoming;
 mod log_store;
@@ -49,6 +50,7 @@ mod tests;
 mod types;
 
 pub use carrier::{Carrier, CarryError, Class, Inbox, NoPeers, Route};
+pub use destroy::finish_destroying;
 pub use group::{Group, OpenError, ProposeError, ReadError};
 pub use machine::{ApplyError, Machine, Txn};
 pub use membership::{MembershipError, Removed};

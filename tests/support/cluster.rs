@@ -19,12 +19,19 @@ pub struct Cluster {
     pub nodes: Vec<Daemon>,
     dir: tempfile::TempDir,
     engine: &'static str,
+    /// Namespace and address of each node, if they are not on loopback.
+    hosts: Vec<(String, String)>,
 }
 
 impl Cluster {
     /// Starts `count` nodes that name each other, and waits until all of them serve.
     pub async fn start(count: usize, engine: &'static str) -> Cluster {
-        let mut cluster = Cluster { nodes: Vec::new(), dir: tempfile::tempdir().unwrap(), engine };
+        Cluster::start_on(Vec::new(), count, engine).await
+    }
+
+    /// The same on hosts of their own: a namespace and an address each.
+    pub async fn start_on(hosts: Vec<(String, String)>, count: usize, engine: &'static str) -> Cluster {
+        let mut cluster = Cluster { nodes: Vec::new(), dir: tempfile::tempdir().unwrap(), engine, hosts };
         let nodes: Vec<Daemon> = (1..=count).map(|number| cluster.daemon(number)).collect();
         // One that names nobody forms a cluster by itself.
         let peers: Vec<String> = nodes.iter().map(Daemon::address).filter(|_| count > 1).collect();
@@ -39,9 +46,13 @@ impl Cluster {
     /// A daemon of this cluster, not started.
     pub fn daemon(&self, number: usize) -> Daemon {
         let name = format!("node{number}");
-        Daemon::new(&self.dir.path().join(&name), self.engine)
+        let daemon = Daemon::new(&self.dir.path().join(&name), self.engine)
             .named(&name)
-            .env("RUSHKV__CLUSTER__PARTITIONS", "8")
+            .env("RUSHKV__CLUSTER__PARTITIONS", "8");
+        match self.hosts.get(number - 1) {
+            Some((namespace, address)) => daemon.on_host(namespace, address),
+            None => daemon,
+        }
     }
 
     /// Starts another node, which joins by way of the last one.

@@ -20,6 +20,8 @@ pub struct Daemon {
     pub port: u16,
     pub data_dir: PathBuf,
     pub name: String,
+    host: String,
+    namespace: Option<String>,
     engine: &'static str,
     log: PathBuf,
     env: Vec<(&'static str, String)>,
@@ -39,6 +41,8 @@ impl Daemon {
             port: free_port(),
             data_dir: data_dir.to_path_buf(),
             name: "node1".into(),
+            host: "127.0.0.1".into(),
+            namespace: None,
             engine,
             log,
             env: Vec::new(),
@@ -57,9 +61,15 @@ impl Daemon {
         self
     }
 
+    /// Runs it on another host: in a network namespace, with this address.
+    pub fn on_host(mut self, namespace: &str, address: &str) -> Daemon {
+        (self.host, self.namespace) = (address.to_string(), Some(namespace.to_string()));
+        self
+    }
+
     /// Host and port.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        format!("{}:{}", self.host, self.port)
     }
 
     pub fn is_running(&self) -> bool {
@@ -89,9 +99,19 @@ impl Daemon {
     pub fn start(&mut self) {
         assert!(self.child.is_none());
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_rushkv"))
+        let program = env!("CARGO_BIN_EXE_rushkv");
+        let mut command = match &self.namespace {
+            None => Command::new(program),
+            // It becomes the program: the process keeps its id.
+            Some(namespace) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace, program]);
+                command
+            }
+        };
+        let child = command
             .arg(format!("-id={}", self.name))
-            .arg("-addr=127.0.0.1")
+            .arg(format!("-addr={}", self.host))
             .arg(format!("-port={}", self.port))
             .arg(format!("-data={}", self.data_dir.display()))
             .env("RUSHKV__STORAGE__ENGINE", self.engine)
@@ -158,7 +178,7 @@ impl Daemon {
 
     /// A connection that comes up when it is first used.
     pub fn channel(&self) -> Channel {
-        Endpoint::from_shared(format!("http://127.0.0.1:{}", self.port)).unwrap().connect_lazy()
+        Endpoint::from_shared(format!("http://{}", self.address())).unwrap().connect_lazy()
     }
 
     /// Waits until every partition has its leader; returns how long that took.

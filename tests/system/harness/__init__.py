@@ -9,8 +9,9 @@ from .commands import REPO, free_port, packages, poll, run
 from .machine import Machine
 from .node import binary, live_node
 from .root import root_copy
+from .switch import Switch
 
 __all__ = [
-    "Failed", "Machine", "REPO", "binary", "check", "finish", "free_port", "live_node", "note", "packages", "poll",
-    "root_copy", "run",
+    "Failed", "Machine", "REPO", "Switch", "binary", "check", "finish", "free_port", "live_node", "note",
+    "packages", "poll", "root_copy", "run",
 ]

@@ -31,12 +31,13 @@ def _parent_and_inner_pid(pid):
 
 
 class Machine:
-    """`with Machine(root) as machine:` boots and, at the end, powers off."""
+    """`with Machine(root) as machine:` boots and, at the end, powers off. `name`: its host name."""
 
-    def __init__(self, root):
+    def __init__(self, root, name="box"):
         self.root = pathlib.Path(root)
         self.pid = None
-        self._name = f"rushkv-{os.getpid()}"
+        self._host = name
+        self._name = f"rushkv-{os.getpid()}-{name}"
         self._nspawn = None
         self._console = None
 
@@ -56,7 +57,7 @@ class Machine:
         self._nspawn = subprocess.Popen(
             [
                 "systemd-nspawn", "--quiet", "--boot", "-D", str(self.root), "--register=no", "--keep-unit",
-                "--private-network", "--console=pipe", "--machine", self._name, "--hostname", "box",
+                "--private-network", "--console=pipe", "--machine", self._name, "--hostname", self._host,
             ],
             stdin=subprocess.DEVNULL,
             stdout=self._console,

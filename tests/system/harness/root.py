@@ -54,8 +54,8 @@ def _base():
 
 
 @contextlib.contextmanager
-def root_copy():
-    """A root of one's own: an overlay on the cached one, removed at the end."""
+def root_copy(name="box"):
+    """A root of one's own, with this host name: an overlay on the cached one, removed at the end."""
     base = _base()
     scratch = pathlib.Path(tempfile.mkdtemp(prefix="rushkv-root-", dir="/var/tmp"))
     root = scratch / "root"
@@ -65,8 +65,8 @@ def root_copy():
         layers = f"lowerdir={base},upperdir={scratch / 'upper'},workdir={scratch / 'work'}"
         run(["mount", "-t", "overlay", "overlay", "-o", layers, root])
         # Names that must not come from the host.
-        (root / "etc/hostname").write_text("box\n", encoding="ascii")
-        (root / "etc/hosts").write_text("127.0.0.1 localhost box\n::1 localhost\n", encoding="ascii")
+        (root / "etc/hostname").write_text(f"{name}\n", encoding="ascii")
+        (root / "etc/hosts").write_text(f"127.0.0.1 localhost {name}\n::1 localhost\n", encoding="ascii")
         yield root
     finally:
         if os.path.ismount(root):
