@@ -15,6 +15,7 @@ use crate::error::{Error, Reason, Result};
 use crate::kv::{self, Op, Outcome};
 use crate::limits::MESSAGE_BYTES_MAX;
 use crate::placement;
+use crate::transport::Kind;
 use crate::types::{GroupId, NodeId, PartitionId};
 
 /// Between two attempts while nobody is known to lead: an election takes about a second.
@@ -174,7 +175,7 @@ impl Node {
                 }
             }
         };
-        self.at_leader(group, deadline, attempt).await
+        self.at_leader(group, Kind::Write, deadline, attempt).await
     }
 
     async fn read_partition(
@@ -194,7 +195,9 @@ impl Node {
             }
         };
         match how {
-            Consistency::Linearizable => self.at_leader(partition.group(), deadline, attempt).await,
+            Consistency::Linearizable => {
+                self.at_leader(partition.group(), Kind::Read, deadline, attempt).await
+            }
             Consistency::Stale => attempt(self.holder_of(partition)?).await,
         }
     }
@@ -204,6 +207,7 @@ impl Node {
     async fn at_leader<T, F>(
         &self,
         group: GroupId,
+        kind: Kind,
         deadline: Deadline,
         attempt: impl Fn(Place) -> F,
     ) -> Result<T>
@@ -213,7 +217,12 @@ impl Node {
         loop {
             let place = self.leader_of(group);
             let result = match &place {
-                Ok(place) => attempt(*place).await,
+                Ok(Place::Here) => attempt(Place::Here).await,
+                Ok(there @ Place::There(node)) => tokio::select! {
+                    biased;
+                    result = attempt(*there) => result,
+                    error = self.superseded(group, *node, kind) => Err(error),
+                },
                 Err(error) => Err(error.clone()),
             };
             let error = match result {

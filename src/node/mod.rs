@@ -26,6 +26,7 @@ mod reconcile;
 mod reconciling;
 mod scan;
 mod seat;
+mod superseded;
 mod upkeep;
 
 use std::collections::{BTreeMap, HashMap};

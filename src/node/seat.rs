@@ -109,7 +109,12 @@ impl Node {
                     return meta::decode_answer(&answer)
                         .map_err(|why| Error::new(Reason::ClusterRefused, why));
                 }
-                Err(error) if super::calls::is_worth_repeating(&error) && Instant::now() < deadline => {
+                // An unknown outcome, too: a command that has taken place does nothing the second time.
+                Err(error)
+                    if (super::calls::is_worth_repeating(&error)
+                        || error.reason == Reason::OutcomeUnknown)
+                        && Instant::now() < deadline =>
+                {
                     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
                 }
                 Err(error) => return Err(error),

@@ -118,16 +118,24 @@ pub async fn get(channel: &Channel, key: &str) -> Result<Option<String>, tonic::
     Ok(answer.record.map(|record| String::from_utf8(record.value.to_vec()).unwrap()))
 }
 
-/// Puts to keys of every partition through each channel until all succeed; returns how long that took.
+/// Puts keys of every partition through each channel, all at once, each until it succeeds; returns how
+/// long the last one took.
 pub async fn writes_resume(channels: &[Channel]) -> Duration {
     let started = Instant::now();
-    for (at, channel) in channels.iter().enumerate() {
-        for key in 0..32 {
-            let key = format!("resume-{at}-{key}");
-            while let Err(status) = put(channel, &key, "x").await {
-                assert!(started.elapsed() < WAIT_MAX, "writes do not resume: {status}");
-            }
-        }
+    let puts = channels.iter().enumerate().flat_map(|(at, channel)| {
+        (0..32).map(move |key| {
+            let (channel, key) = (channel.clone(), format!("resume-{at}-{key}"));
+            tokio::spawn(async move {
+                while let Err(status) = put(&channel, &key, "x").await {
+                    assert!(started.elapsed() < WAIT_MAX, "writes do not resume: {status}");
+                    // A node that is not there refuses at once.
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            })
+        })
+    });
+    for put in puts.collect::<Vec<_>>() {
+        put.await.unwrap();
     }
     started.elapsed()
 }
