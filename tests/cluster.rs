@@ -230,7 +230,8 @@ async fn members_come_and_go_under_load_on_sled() {
     members_come_and_go("sled").await;
 }
 
-/// A node that can't reach the others refuses; it serves nothing old, and says that it is not ready.
+/// Whichever node can't reach the others, as a leader or as a follower, refuses; it serves nothing old, and
+/// says that it is not ready.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_without_a_majority_refuses() {
     let cluster = Cluster::start(3, "fjall").await;
@@ -239,10 +240,16 @@ async fn a_node_without_a_majority_refuses() {
     cluster.nodes[1].pause();
     cluster.nodes[2].pause();
     let started = Instant::now();
-    while info(channels[0].clone()).await.unwrap().problems.is_empty() {
-        assert!(started.elapsed() < WAIT_MAX, "it does not notice that it is alone");
+    // It leads some partitions and follows in the others: none of them has a leader that it knows of.
+    loop {
+        let told = info(channels[0].clone()).await.unwrap();
+        if told.partitions_led == 0 && told.leader.is_empty() && !told.problems.is_empty() {
+            break;
+        }
+        assert!(started.elapsed() < WAIT_MAX, "it does not notice that it is alone: {told:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    println!("it noticed after {:?}", started.elapsed());
     for key in 0..3 {
         let answer = get(&channels[0], &format!("k{key}")).await;
         assert!(answer.is_err(), "{answer:?}");

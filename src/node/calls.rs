@@ -15,6 +15,7 @@ use crate::error::{Error, Reason, Result};
 use crate::kv::{self, Op, Outcome};
 use crate::limits::MESSAGE_BYTES_MAX;
 use crate::placement;
+use crate::raft;
 use crate::transport::Kind;
 use crate::types::{GroupId, NodeId, PartitionId};
 
@@ -249,7 +250,7 @@ impl Node {
                 replica.filter(|_| !damaged).map(|replica| replica.group.status())
             }
         };
-        let known = status.as_ref().and_then(|status| status.leader);
+        let known = status.as_ref().and_then(raft::Status::live_leader);
         if let Some(leader) = known {
             return Ok(match leader.node() == seat.number() {
                 true => Place::Here,

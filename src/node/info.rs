@@ -47,7 +47,7 @@ impl Node {
             problems.push(Problem { reason: "NO_CLUSTER", message });
             return problems;
         }
-        if seat.meta.status().leader.is_none() {
+        if seat.meta.status().live_leader().is_none() {
             problems
                 .push(Problem { reason: "GROUP0_WITHOUT_LEADER", message: "nobody leads group 0".into() });
         }
@@ -62,7 +62,7 @@ impl Node {
         }
         let without: Vec<String> = (replicas.iter())
             .filter(|(_, replica)| replica.group.damage().is_none())
-            .filter(|(_, replica)| replica.group.status().leader.is_none())
+            .filter(|(_, replica)| replica.group.status().live_leader().is_none())
             .map(|(id, _)| id.to_string())
             .collect();
         if !without.is_empty() {
@@ -116,7 +116,7 @@ impl Node {
         let (mine, mine_led) = self.describe()?;
         said.insert(seat.number(), mine);
         led.extend(mine_led.into_iter().map(|one| (one.id, one)));
-        let leader = seat.meta.status().leader.and_then(|leader| name_of(state, leader.node()));
+        let leader = seat.meta.status().live_leader().and_then(|leader| name_of(state, leader.node()));
         let nodes = (state.members.iter())
             .map(|(number, member)| {
                 let mut info = said.remove(number).unwrap_or_else(|| known_of(*number, member));
@@ -211,7 +211,7 @@ impl Node {
             return info;
         };
         let status = replica.group.status();
-        info.leader = status.leader.and_then(|leader| name_of(state, leader.node()));
+        info.leader = status.live_leader().and_then(|leader| name_of(state, leader.node()));
         info.term = status.term;
         info.commit_index = status.committed.map_or(0, |id| id.index);
         info.applied_index = status.applied.map_or(0, |id| id.index);

@@ -47,6 +47,6 @@ impl Node {
             GroupId::META => self.seat()?.meta.status(),
             GroupId(number) => self.replica(PartitionId(number - 1))?.group.status(),
         };
-        status.leader.map(|leader| leader.node())
+        status.live_leader().map(|leader| leader.node())
     }
 }

@@ -29,7 +29,7 @@ use super::receive::{APPEND_BYTES_MAX, CONTROLS_MAX};
 use super::retention::{Asked, Other, Retention};
 use super::space::Space;
 use super::state_machine::{ApplyOrStoreError, CurrentSpace, Damage, StateMachine};
-use super::status::{Changes, Role};
+use super::status::{Changes, Heard, Role};
 use super::store::Store;
 use super::types::{TypeConfig, log_id, raft_log_id};
 use crate::limits::{GROUP_PENDING_BYTES_MAX, GROUP_PENDING_MAX};
@@ -100,6 +100,7 @@ pub struct Group<M: Machine> {
     /// Room for other messages that arrive.
     pub(super) controls: Arc<Semaphore>,
     pub(super) snapshots: mpsc::Sender<incoming::Part>,
+    pub(super) heard: Heard,
     pub(super) outgoing: Outgoing,
     pub(super) log: wal::Log,
     kept: Arc<Kept>,
@@ -129,6 +130,7 @@ impl<M: Machine> Clone for Group<M> {
             appends: self.appends.clone(),
             controls: self.controls.clone(),
             snapshots: self.snapshots.clone(),
+            heard: self.heard.clone(),
             outgoing: self.outgoing.clone(),
             log: self.log.clone(),
             kept: self.kept.clone(),
@@ -229,6 +231,7 @@ impl<M: Machine> Group<M> {
             appends: Arc::new(Semaphore::new(APPEND_BYTES_MAX)),
             controls: Arc::new(Semaphore::new(CONTROLS_MAX)),
             snapshots,
+            heard: Heard::default(),
             outgoing,
             log,
             kept: Arc::new(Kept { last: AtomicU64::new(0), retention: Mutex::new(Retention::DEFAULT) }),

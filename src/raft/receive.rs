@@ -57,6 +57,7 @@ impl<M: Machine> Group<M> {
         let raft = self.raft.clone();
         match Request::decode(route.from, message).map_err(|error| error.to_string())? {
             Request::Append(append) => {
+                self.heard.note(route.from);
                 let room = match class {
                     Class::Control => {
                         self.metrics.heartbeats_received.inc();

@@ -1,15 +1,21 @@
 //! What a replica knows of its group, and the watch on it.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::metrics::{RaftMetrics, RaftServerMetrics};
 use openraft::{Instant as _, ServerState};
+use tokio::time::Instant;
 
 use super::Group;
 use super::machine::Machine;
 use super::types::{TypeConfig, log_id};
 use crate::types::{LogId, ReplicaId};
+
+/// A leader that was silent for this long is not counted on any more, nor one whose majority was. Longer
+/// than an election takes, so that an election does not show as a failure.
+const LEADER_SILENT_MAX: Duration = Duration::from_secs(2);
 
 /// What a replica is in its group now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +30,11 @@ pub enum Role {
 #[derive(Debug, Clone)]
 pub struct Status {
     pub role: Role,
+    /// Who led last, as far as this replica knows: one that is cut off never hears that it is over.
+    /// [`Status::live_leader`] is more careful.
     pub leader: Option<ReplicaId>,
+    /// How long ago this replica, not leading itself, was spoken to by that leader.
+    pub leader_heard: Option<Duration>,
     pub term: u64,
     pub last_index: u64,
     pub committed: Option<LogId>,
@@ -61,12 +71,25 @@ impl Status {
         self.is_voter(replica) || self.learners.contains(&replica)
     }
 
+    /// The leader, if it gave proof of its leadership within [`LEADER_SILENT_MAX`]: to this replica, or,
+    /// if this one leads, by a majority's answers to it.
+    pub fn live_leader(&self) -> Option<ReplicaId> {
+        let is_live = match self.role {
+            // One that was just elected had a majority a moment ago.
+            Role::Leader => self.quorum_acked.is_none_or(|ago| ago < LEADER_SILENT_MAX),
+            Role::Follower | Role::Learner | Role::Candidate => {
+                self.leader_heard.is_some_and(|ago| ago < LEADER_SILENT_MAX)
+            }
+        };
+        self.leader.filter(|_| is_live)
+    }
+
     /// As the leader knows it, the last entry durable on `replica`; 0 if it is not known.
     pub fn matched(&self, replica: ReplicaId) -> u64 {
         self.matched.iter().find(|(id, _)| *id == replica).map_or(0, |(_, index)| *index)
     }
 
-    pub(super) fn new(this: ReplicaId, metrics: &RaftMetrics<TypeConfig>) -> Status {
+    pub(super) fn new(this: ReplicaId, metrics: &RaftMetrics<TypeConfig>, heard: &Heard) -> Status {
         let membership = metrics.membership_config.membership();
         let sorted = |ids: &mut dyn Iterator<Item = u64>| {
             let mut ids: Vec<ReplicaId> = ids.map(ReplicaId).collect();
@@ -83,9 +106,11 @@ impl Status {
         let answered = answered.filter_map(|(id, at)| Some((ReplicaId(*id), at.as_ref()?.elapsed())));
         let role = role(metrics.state);
         let alone = role == Role::Leader && voters == [this];
+        let leader = metrics.current_leader.map(ReplicaId);
         Status {
             role,
-            leader: metrics.current_leader.map(ReplicaId),
+            leader,
+            leader_heard: leader.filter(|leader| *leader != this).and_then(|leader| heard.ago(leader)),
             term: metrics.current_term,
             last_index: metrics.last_log_index.unwrap_or(0),
             committed: metrics.local_committed.as_ref().map(log_id),
@@ -104,6 +129,24 @@ impl Status {
             },
             voters,
         }
+    }
+}
+
+/// When another replica last sent this one entries or a heartbeat, as only leaders do. Clones share it.
+///
+/// It is noted on arrival, before the consensus core and the disk have had their turn: a slow disk here
+/// says nothing about the leader. One that was deposed may still be heard; it is not the leader then.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Heard(Arc<Mutex<Option<(ReplicaId, Instant)>>>);
+
+impl Heard {
+    pub fn note(&self, from: ReplicaId) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((from, Instant::now()));
+    }
+
+    fn ago(&self, leader: ReplicaId) -> Option<Duration> {
+        let heard = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.filter(|(from, _)| *from == leader).map(|(_, at)| at.elapsed())
     }
 }
 
@@ -168,7 +211,7 @@ impl<M: Machine> Group<M> {
     /// What this replica knows now.
     pub fn status(&self) -> Status {
         let metrics = self.raft.metrics();
-        Status::new(self.key.replica, &metrics.borrow_watched())
+        Status::new(self.key.replica, &metrics.borrow_watched(), &self.heard)
     }
 
     /// A watch on leader, role and membership: cheap, where following every entry would not be.
