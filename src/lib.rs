@@ -6,6 +6,7 @@
 
 // words: what every layer speaks in
 pub mod codec;
+pub mod crash_point;
 pub mod disk;
 pub mod error;
 pub mod limits;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// Layers from the ground up; a module imports from its own line's modules only itself, and anything
 /// below. See `ARCHITECTURE.md`.
 const LAYERS: &[&[&str]] = &[
-    &["types", "limits", "error", "codec", "disk", "proto"],
+    &["types", "limits", "error", "codec", "crash_point", "disk", "proto"],
     &["wal", "storage", "placement", "metrics"],
     &["raft"],
     &["transport"],

@@ -15,7 +15,7 @@ use super::seat::Seat;
 use super::{Cluster, DataGroup, Node, Replica, reconcile};
 use crate::error::Result;
 use crate::raft::Carrier;
-use crate::types::{LogKey, PartitionId, ReplicaId};
+use crate::types::{LogKey, NodeId, PartitionId, ReplicaId};
 use crate::{kv, meta};
 
 /// Births that could not be told to group 0 are told again this much later.
@@ -77,6 +77,10 @@ impl Node {
         let others = state.members.iter().filter(|(number, _)| **number != me);
         let addresses: BTreeMap<_, _> =
             others.map(|(number, member)| (*number, member.address.clone())).collect();
+        let known = self.cluster().map(|cluster| cluster.state.clone());
+        if known.is_none_or(|known| addresses_differ(&known, state)) {
+            self.remember_addresses().await?;
+        }
         self.transport.set_peers(addresses);
         let routing = state.routing().map_err(refused)?;
         let present = self.replicas().into_iter().map(|(id, replica)| (id, replica.group.key().replica));
@@ -93,6 +97,14 @@ impl Node {
         }
         self.cluster.send_replace(Some(Arc::new(Cluster { state: state.clone(), routing })));
         Ok(())
+    }
+
+    /// Makes what group 0 says durable in the engine. Whom it names may vote from now on: if all nodes
+    /// are killed, they must find each other again, and nothing in the log is applied before they do.
+    pub(super) async fn remember_addresses(&self) -> Result<()> {
+        let store = self.store.clone();
+        let made = tokio::task::spawn_blocking(move || store.checkpoint()).await.map_err(refused)?;
+        made.map(drop).map_err(refused)
     }
 
     async fn open_replica(self: &Arc<Node>, state: &meta::State, open: reconcile::Open) -> Result<()> {
@@ -187,4 +199,12 @@ impl Node {
             );
         }
     }
+}
+
+/// Whether somebody can be found elsewhere than before.
+fn addresses_differ(known: &meta::State, now: &meta::State) -> bool {
+    let addresses = |state: &meta::State| -> Vec<(NodeId, String)> {
+        state.members.iter().map(|(number, member)| (*number, member.address.clone())).collect()
+    };
+    addresses(known) != addresses(now)
 }

@@ -106,8 +106,8 @@ pub(super) fn decide(me: &v1::Standing, heard: &[Heard]) -> Step {
     if !silent.is_empty() {
         return Step::Wait(format!("{} to answer", silent.join(", ")));
     }
-    if others.is_empty() {
-        return Step::Wait("peers: they name nobody but this node itself".into());
+    if heard.is_empty() {
+        return Step::Wait("peers: there are none to found with, or to look for".into());
     }
     for standing in standings() {
         if let Some(problem) = differing_settings(me, standing) {
@@ -274,6 +274,23 @@ mod tests {
         assert!(matches!(decide(&me, &peers), Step::Found { .. }));
         peers[0].standing.as_mut().unwrap().node.as_mut().unwrap().address = "elsewhere:8080".into();
         assert!(refusal(decide(&me, &peers)).contains("copy of this node's data directory"));
+    }
+
+    #[test]
+    fn a_node_whose_peers_are_only_itself_founds_alone() {
+        let me = standing("a", &["a"]);
+        let itself = heard(standing("a", &["a"]));
+        let Step::Found { founders, replaces: None } = decide(&me, &[itself.clone(), itself.clone()]) else {
+            panic!()
+        };
+        assert_eq!(
+            founders.iter().map(|one| (one.number, one.name.as_str())).collect::<Vec<_>>(),
+            [(1, "a")]
+        );
+        // Whoever does not answer may be somebody else.
+        let silent = Heard { address: "b:8080".into(), standing: None };
+        assert!(wait(decide(&me, &[itself, silent])).contains("b:8080"));
+        assert!(wait(decide(&me, &[])).contains("there are none"));
     }
 
     #[test]

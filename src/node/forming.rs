@@ -25,7 +25,7 @@ use crate::error::{Error, Reason, Result};
 use crate::proto::v1::{self, Founder, Founding};
 use crate::transport::{Kind, PROTOCOL_MAX, PROTOCOL_MIN};
 use crate::types::{NodeId, ReplicaId};
-use crate::{meta, transport};
+use crate::{crash_point, meta, transport};
 
 /// Between two rounds of Hello.
 const ROUND: Duration = Duration::from_millis(300);
@@ -150,6 +150,9 @@ impl Node {
         seen.sort();
         seen.dedup();
         self.seen.send_replace(seen);
+        if heard.iter().all(|one| one.standing.is_some()) {
+            crash_point::reached("forming.all-heard");
+        }
         heard
     }
 
@@ -176,15 +179,20 @@ impl Node {
                 let founding =
                     Founding { cluster_id: draw_cluster_id()?, settings: Some(self.settings()), founders };
                 tracing::info!(cluster_id = founding.cluster_id, "founding a cluster");
+                crash_point::reached("forming.drawn");
                 let before = other.map(|mine| mine.cluster_id).or(replaces);
                 self.prepare_for(founding.clone()).await?;
+                crash_point::reached("forming.first-prepared");
                 (founding, before)
             }
         };
         self.have_all_prepared(&founding, replaces.unwrap_or_default(), dialled).await?;
+        crash_point::reached("forming.all-prepared");
         let seat = self.seat().ok_or_else(|| refused("the seat was lost while founding"))?;
         let first = voters(&founding);
-        seat.meta.initialize(&first).await.map_err(refused)
+        seat.meta.initialize(&first).await.map_err(refused)?;
+        crash_point::reached("forming.initialized");
+        Ok(())
     }
 
     async fn have_all_prepared(
@@ -200,13 +208,12 @@ impl Node {
             async move {
                 ask(channel, |mut peer| async move { peer.prepare(request).await })
                     .await
-                    .map_err(|error| refused(format!("\"{}\" to be prepared: {error}", one.name)))
+                    .map_err(|error| refused(format!("\"{}\" to be prepared: {error}", one.name)))?;
+                crash_point::reached("forming.another-prepared");
+                Ok(())
             }
         });
-        for prepared in join_all(asked.collect::<Vec<_>>()).await {
-            prepared?;
-        }
-        Ok(())
+        join_all(asked.collect::<Vec<_>>()).await.into_iter().collect()
     }
 
     /// A Prepare that came from the founding's first node.
@@ -238,7 +245,10 @@ impl Node {
         } else if self.options.peers.is_empty() {
             return refuse(format!("\"{name}\" has no peers: it looks for no cluster"));
         }
-        self.prepare_for(founding).await
+        crash_point::reached("forming.asked-to-prepare");
+        self.prepare_for(founding).await?;
+        crash_point::reached("forming.prepared");
+        Ok(())
     }
 
     /// Writes the founding down, durably, and takes the seat that it gives.
@@ -266,13 +276,14 @@ impl Node {
     async fn go_on_founding(self: &Arc<Node>, seat: &Arc<Seat>, dialled: &mut Dialled) -> Result<bool> {
         let state = seat.state.borrow().clone();
         if state.is_formed() {
-            self.finish_founding(seat)?;
+            self.finish_founding(seat).await?;
             return self.tell_changes(seat, &state).await;
         }
         if leads(&seat.meta) {
             let form = self.form_of(seat);
             self.waits_for("group 0 to accept the founding".into());
             self.change(&meta::Command::Form(form), Instant::now() + CHANGE_WITHIN).await?;
+            crash_point::reached("forming.form-committed");
             return Ok(false);
         }
         match &seat.founding {
@@ -311,18 +322,22 @@ impl Node {
     }
 
     /// Once the cluster is formed, the founding has done its work.
-    fn finish_founding(&self, seat: &Seat) -> Result<()> {
+    async fn finish_founding(&self, seat: &Seat) -> Result<()> {
         if seat.founding.is_none() {
             return Ok(());
         }
         let dir = self.data_dir.path();
         if Identity::read(dir).map_err(refused)?.is_none() {
+            // The founding says where the others are: group 0 must, before it goes.
+            self.remember_addresses().await?;
+            crash_point::reached("forming.formed");
             seat.identity.write(dir).map_err(refused)?;
             tracing::info!(
                 cluster_id = seat.identity.cluster_id,
                 number = seat.identity.number.0,
                 "the cluster is formed"
             );
+            crash_point::reached("forming.identity-written");
         }
         founding::remove(dir).map_err(refused)
     }
@@ -367,10 +382,12 @@ impl Node {
             disk_id: self.data_dir.disk_id().to_string(),
             founded_alone: false,
         };
+        crash_point::reached("joining.admitted");
         let (dir, content) = (self.data_dir.path().to_path_buf(), identity.clone());
         let written = tokio::task::spawn_blocking(move || content.write(&dir)).await;
         written.map_err(|error| Error::new(Reason::Internal, error.to_string()))?.map_err(refused)?;
         tracing::info!(cluster_id = identity.cluster_id, number = identity.number.0, "joining a cluster");
+        crash_point::reached("joining.identity-written");
         self.take_seat(identity, None, Beginning::Others, &admitted.members).await?;
         Ok(())
     }

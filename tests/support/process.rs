@@ -96,6 +96,12 @@ impl Daemon {
         self
     }
 
+    /// Sets a variable for its next starts, or takes it away.
+    pub fn set(&mut self, name: &'static str, value: Option<&str>) {
+        self.env.retain(|(known, _)| *known != name);
+        self.env.extend(value.map(|value| (name, value.to_string())));
+    }
+
     pub fn start(&mut self) {
         assert!(self.child.is_none());
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log).unwrap();
@@ -169,6 +175,11 @@ impl Daemon {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Whether the process has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_some())
     }
 
     /// Everything it has logged so far.
