@@ -204,3 +204,53 @@ fn space_is_told() {
     assert_eq!(dir.wal_dir(), root.path().join("wal"));
     assert!(storage::free_bytes(&root.path().join("missing")).is_err());
 }
+
+/// As a node leaves it that has served.
+fn used(path: &Path) -> DataDir {
+    let dir = DataDir::open(path, Kind::Fjall).unwrap();
+    fs::create_dir(dir.wal_dir()).unwrap();
+    for file in ["wal/0000000000000001.wal", "IDENTITY", "checkpoint"] {
+        fs::write(path.join(file), "old").unwrap();
+    }
+    // What it is made anew for stays.
+    fs::write(path.join("JOINING"), "promise").unwrap();
+    dir
+}
+
+#[test]
+fn made_anew_it_is_another_one_and_empty() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path();
+    let dir = used(path);
+    let old = dir.disk_id().to_string();
+    let dir = dir.begin_anew().unwrap();
+    assert_ne!(dir.disk_id(), old);
+    assert_eq!(files(path), ["CLEAN", "FORMAT", "JOINING", "engine"]);
+    assert!(refusal(path, Kind::Fjall).contains("in use"), "it was held all the while");
+    let new = dir.disk_id().to_string();
+    drop(dir);
+    assert_eq!(DataDir::open(path, Kind::Fjall).unwrap().disk_id(), new);
+}
+
+#[test]
+fn a_crash_while_it_is_made_anew_is_made_up_for() {
+    // Whatever of the parts is gone already.
+    for gone in 0..=4 {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path();
+        let dir = used(path);
+        let old = dir.disk_id().to_string();
+        drop(dir);
+        fs::write(path.join("CREATING"), "").unwrap();
+        fs::remove_file(path.join("FORMAT")).unwrap();
+        for part in ["engine", "wal"].iter().take(gone) {
+            fs::remove_dir_all(path.join(part)).unwrap();
+        }
+        for file in ["CLEAN", "IDENTITY"].iter().take(gone.saturating_sub(2)) {
+            fs::remove_file(path.join(file)).unwrap();
+        }
+        let dir = DataDir::open(path, Kind::Fjall).unwrap();
+        assert_ne!(dir.disk_id(), old);
+        assert_eq!(files(path), ["CLEAN", "FORMAT", "JOINING", "engine"], "{gone} parts were gone");
+    }
+}

@@ -276,6 +276,18 @@ impl Client {
         self.ask(v1::LocateKeyRequest { key }, send).await
     }
 
+    /// Takes the node at `address` in, which is a cluster of one so far and was never written to; asking
+    /// again changes nothing. Answers once that is decided: [`v1::JoinResponse::is_member`] says whether it
+    /// is done.
+    ///
+    /// # Errors
+    /// `ClusterRefused`: it can't be taken in. `Unavailable`: it does not answer.
+    pub async fn join(&self, address: &str) -> Result<v1::JoinResponse> {
+        let request = v1::JoinRequest { address: address.to_string() };
+        let send = |channel, request| async move { cluster_client(channel).join(request).await };
+        Ok(self.caller().call(Kind::Write, &request, self.deadline(), send).await?.0)
+    }
+
     /// Has a node leave the cluster; asking again changes nothing. Answers once that is decided: moving
     /// its copies away goes on by itself.
     ///

@@ -442,6 +442,10 @@ impl v1::cluster_server::Cluster for State {
         Err(Status::unimplemented("not in tests"))
     }
 
+    async fn join(&self, _: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
+        self.act("join", |_| Ok(v1::JoinResponse { node: "node2".into(), is_member: true })).await
+    }
+
     async fn leave(&self, _: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {
         self.act("leave", |_| Ok(v1::LeaveResponse {})).await
     }

@@ -12,6 +12,7 @@ const EXAMPLES: &str = "Examples:
   rushkvctl --server db1:8080,db2:8080 node list
   rushkvctl partition list -o json
   rushkvctl partition show user:1
+  rushkvctl cluster join db4:8080
   rushkvctl cluster leave node4
 
 Health ends with exit code 0 if the cluster is healthy and 5 if it is not, or can't be asked.";
@@ -52,6 +53,11 @@ pub enum Cluster {
     Info,
     /// Every problem that is known: exit code 0 if there is none, else 5
     Health,
+    /// Takes a node in that is a cluster of one so far, and was never written to
+    Join {
+        /// The node's host:port
+        address: String,
+    },
     /// Moves everything away from a node, then drops it from the cluster
     Leave {
         /// The node's name

@@ -1,4 +1,4 @@
-//! cluster info, health and leave.
+//! cluster info, health, join and leave.
 
 use serde_json::json;
 
@@ -26,6 +26,20 @@ pub(super) async fn info(client: &Client, printer: &mut Printer) -> Outcome {
         (column("Engine", "engine"), Cell::name(&answered_by.engine)),
         (column("Problems", "problems"), Cell::Number(info.problems.len() as u64)),
     ])?;
+    Ok(0)
+}
+
+/// Takes a node in.
+pub(super) async fn join(address: &str, client: &Client, printer: &mut Printer) -> Outcome {
+    let v1::JoinResponse { node, is_member } = client.join(address).await?;
+    match printer.format() {
+        Format::Json => printer.json(&json!({ "node": node, "is_member": is_member }))?,
+        Format::Table | Format::Plain if is_member => printer.line(&format!("{node} is a member"))?,
+        Format::Table | Format::Plain => printer.line(&format!(
+            "{node} is joining: it has given its own cluster up and starts anew; rushkvctl node list shows when it \
+             has come"
+        ))?,
+    }
     Ok(0)
 }
 

@@ -52,6 +52,7 @@ async fn command_outcome(command: Command, client: &Client, printer: &mut Printe
     match command {
         Command::Cluster(Cluster::Info) => cluster::info(client, printer).await,
         Command::Cluster(Cluster::Health) => cluster::health(client, printer).await,
+        Command::Cluster(Cluster::Join { address }) => cluster::join(&address, client, printer).await,
         Command::Cluster(Cluster::Leave { node, yes }) => cluster::leave(&node, yes, client, printer).await,
         Command::Node(Node::List) => node::list(client, printer).await,
         Command::Partition(Partition::List) => partition::list(client, printer).await,

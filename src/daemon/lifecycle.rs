@@ -26,6 +26,10 @@ pub trait Work: Send + Sync + 'static {
     fn problems(&self) -> Vec<Problem>;
     fn failed(&self) -> impl Future<Output = String> + Send;
     fn probe(&self) -> impl Future<Output = Result<()>> + Send;
+    /// Resolves when it can go on only in a process that starts anew.
+    fn starts_anew(&self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
     /// Lets other nodes take over what this one leads, while it still serves.
     fn hand_over(&self, _deadline: Deadline) -> impl Future<Output = ()> + Send {
         std::future::ready(())
@@ -78,6 +82,8 @@ impl Default for Pace {
 pub enum Ended {
     /// As asked, everything closed.
     Stopped,
+    /// Everything closed, to be started again.
+    Again,
     /// A second signal came before everything was closed.
     Forced,
     /// Nothing can be saved by going on; why.
@@ -106,6 +112,7 @@ enum Turn {
     Asked(Request),
     Failed(String),
     ServersEnded(String),
+    Again,
 }
 
 impl<R: Requests> Lifecycle<R> {
@@ -200,6 +207,8 @@ impl<R: Requests> Lifecycle<R> {
     ) -> Ended {
         let failed = node.failed();
         tokio::pin!(failed);
+        let anew = node.starts_anew();
+        tokio::pin!(anew);
         let mut look = interval(self.pace.ready_poll);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut extended = Instant::now();
@@ -215,12 +224,14 @@ impl<R: Requests> Lifecycle<R> {
                     Err(error) => format!("a server was ended: {error}"),
                 }),
                 request = self.requests.next() => Turn::Asked(request),
+                () = &mut anew => Turn::Again,
                 _ = look.tick() => Turn::Look,
             };
             match turn {
                 Turn::Failed(reason) | Turn::ServersEnded(reason) => return self.failed(reason),
                 Turn::Asked(Request::Stop(signal)) => {
                     info!(signal, "stopping: calls under way are finished, then the data is checkpointed");
+                    self.notifier.send(&[State::Stopping]);
                     return tokio::select! {
                         ended = drain(&self.notifier, self.pace, &*node, servers, stop) => ended,
                         reason = &mut failed => self.failed(reason),
@@ -229,6 +240,21 @@ impl<R: Requests> Lifecycle<R> {
                                 "a second signal: ending at once; acknowledged writes are in the log, the \
                                  next start recovers them"
                             );
+                            Ended::Forced
+                        }
+                    };
+                }
+                Turn::Again => {
+                    info!("starting anew: calls under way are finished first");
+                    // The service manager is not told of a stop: the process stays.
+                    return tokio::select! {
+                        ended = drain(&self.notifier, self.pace, &*node, servers, stop) => match ended {
+                            Ended::Stopped => Ended::Again,
+                            other => other,
+                        },
+                        reason = &mut failed => self.failed(reason),
+                        () = second_stop(&mut self.requests) => {
+                            info!("asked to stop while starting anew: the next start goes on with it");
                             Ended::Forced
                         }
                     };
@@ -314,11 +340,8 @@ async fn drain<W: Work>(
     stop: watch::Sender<bool>,
 ) -> Ended {
     let more = u32::try_from((pace.drain + pace.shutdown).as_micros()).unwrap_or(u32::MAX);
-    notifier.send(&[
-        State::Stopping,
-        State::Status("stopping: finishing the calls under way"),
-        State::ExtendTimeoutUsec(more),
-    ]);
+    notifier
+        .send(&[State::Status("stopping: finishing the calls under way"), State::ExtendTimeoutUsec(more)]);
     let begun = Instant::now();
     if timeout(HAND_OVER_MAX, node.hand_over(begun + HAND_OVER_MAX)).await.is_err() {
         warn!("the leaderships were not handed over in time: the others will elect");

@@ -133,6 +133,12 @@ fn start(sources: Sources, loaded: Loaded) -> ExitCode {
             runtime.shutdown_timeout(RUNTIME_GRACE);
             ExitCode::SUCCESS
         }
+        Ended::Again => {
+            runtime.shutdown_timeout(RUNTIME_GRACE);
+            let error = process::start_again();
+            log::plain(Level::ERROR, &format!("rushkv: can't start anew by itself: {error}; start it again"));
+            ExitCode::from(EXIT_FAILED)
+        }
         // At once: what is still in memory is not to be written after a failure, and the log has
         // everything that was acknowledged.
         Ended::Forced | Ended::Failed(_) => std::process::exit(i32::from(EXIT_FAILED)),

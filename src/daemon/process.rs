@@ -1,7 +1,9 @@
 //! What concerns the process as a whole: panics, open files, signals.
 
 use std::backtrace::Backtrace;
+use std::os::unix::process::CommandExt as _;
 use std::panic::PanicHookInfo;
+use std::process::Command;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -41,6 +43,18 @@ pub fn raise_open_files() -> Result<Option<u64>, std::io::Error> {
         setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
     }
     Ok(limit.maximum)
+}
+
+/// Becomes a new process of the same program, with the same arguments and id; returns only if it can't.
+pub fn start_again() -> std::io::Error {
+    let mut args = std::env::args_os();
+    // By its path, so that it keeps its name; by the open file, if an upgrade has replaced it meanwhile.
+    let program = std::env::current_exe().ok().filter(|path| path.is_file());
+    let mut again = Command::new(program.unwrap_or_else(|| "/proc/self/exe".into()));
+    if let Some(name) = args.next() {
+        again.arg0(name);
+    }
+    again.args(args).exec()
 }
 
 /// What somebody asks of the running process.

@@ -30,6 +30,10 @@ impl Work for Node {
         Node::probe(self)
     }
 
+    fn starts_anew(&self) -> impl Future<Output = ()> + Send {
+        Node::starts_anew(self)
+    }
+
     fn hand_over(&self, deadline: Deadline) -> impl Future<Output = ()> + Send {
         Node::hand_over(self, deadline)
     }

@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{Op, Outcome, Precondition, Record};
+use super::{Command, Op, Outcome, Precondition, Record};
 use crate::codec::{Malformed, Reader, Writer as _};
 
 /// What is kept of a key: its record, or, until the next checkpoint, that it was deleted and when.
@@ -77,8 +77,10 @@ fn checksum(key: &[u8], header: &[u8], value: &[u8]) -> u32 {
     crc32c::crc32c_append(sum, value)
 }
 
-/// First byte of a command: writes, in version 1.
+/// First byte of a command, in version 1: writes; or that from here on none takes effect, or again does.
 const WRITES: u8 = 1;
+const SEAL: u8 = 2;
+const UNSEAL: u8 = 3;
 
 const PUT: u8 = 1;
 const DELETE: u8 = 2;
@@ -120,16 +122,33 @@ fn op_bytes(op: &Op) -> usize {
     18 + op.key().len() + value
 }
 
-/// The operations of a command.
+/// The command after which no write takes effect.
+pub fn encode_seal() -> Bytes {
+    Bytes::from_static(&[SEAL])
+}
+
+/// The command after which writes take effect again.
+pub fn encode_unseal() -> Bytes {
+    Bytes::from_static(&[UNSEAL])
+}
+
+/// What a command asks for.
 ///
 /// # Errors
 /// If the bytes are no command of a version that this program knows.
-pub fn decode_command(bytes: Bytes) -> Result<Vec<Op>, Malformed> {
+pub fn decode_command(bytes: Bytes) -> Result<Command, Malformed> {
     let mut input = Reader::new("command", bytes);
-    match input.u8()? {
-        WRITES => {}
+    let command = match input.u8()? {
+        WRITES => Command::Writes(take_ops(&mut input)?),
+        SEAL => Command::Seal,
+        UNSEAL => Command::Unseal,
         other => return Err(input.error(format!("unknown kind {other}"))),
-    }
+    };
+    input.end()?;
+    Ok(command)
+}
+
+fn take_ops(input: &mut Reader) -> Result<Vec<Op>, Malformed> {
     let count = input.u32()?;
     let mut ops = Vec::new();
     for _ in 0..count {
@@ -147,7 +166,6 @@ pub fn decode_command(bytes: Bytes) -> Result<Vec<Op>, Malformed> {
             other => return Err(input.error(format!("unknown operation {other}"))),
         });
     }
-    input.end()?;
     Ok(ops)
 }
 
@@ -174,8 +192,33 @@ pub(super) fn encode_outcomes(outcomes: &[Outcome]) -> Bytes {
     out.freeze()
 }
 
-/// The outcomes of a command, one for each of its operations, in order.
-pub fn decode_outcomes(bytes: Bytes) -> Result<Vec<Outcome>, Malformed> {
+/// The answer to writes of a sealed partition.
+const SEALED: u8 = 4;
+
+pub(super) fn encode_sealed() -> Bytes {
+    Bytes::from_static(&[SEALED])
+}
+
+/// The answer to a seal.
+pub(super) fn encode_written(written: bool) -> Bytes {
+    Bytes::copy_from_slice(&[u8::from(written)])
+}
+
+/// What a seal was answered: whether any write ever took effect before it.
+pub fn decode_written(bytes: &Bytes) -> Result<bool, Malformed> {
+    match bytes[..] {
+        [0] => Ok(false),
+        [1] => Ok(true),
+        _ => Err(Malformed::new("answer to a seal", "it is neither yes nor no")),
+    }
+}
+
+/// The outcomes of a command, one for each of its operations, in order; `None`: the partition is sealed,
+/// and none took place.
+pub fn decode_outcomes(bytes: Bytes) -> Result<Option<Vec<Outcome>>, Malformed> {
+    if bytes[..] == [SEALED] {
+        return Ok(None);
+    }
     let mut input = Reader::new("answer", bytes);
     let mut outcomes = Vec::new();
     while input.remaining() > 0 {
@@ -186,7 +229,7 @@ pub fn decode_outcomes(bytes: Bytes) -> Result<Vec<Outcome>, Malformed> {
             other => return Err(input.error(format!("unknown outcome {other}"))),
         });
     }
-    Ok(outcomes)
+    Ok(Some(outcomes))
 }
 
 #[cfg(test)]
@@ -216,7 +259,7 @@ mod tests {
     proptest! {
         #[test]
         fn commands_survive(ops in proptest::collection::vec(any_op(), 0..20)) {
-            prop_assert_eq!(decode_command(encode_command(&ops)).unwrap(), ops);
+            prop_assert_eq!(decode_command(encode_command(&ops)).unwrap(), Command::Writes(ops));
         }
 
         #[test]

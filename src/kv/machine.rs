@@ -1,22 +1,27 @@
 //! Applies the commands of a data group to its space.
 //!
-//! Space layout: `r` key → record; `t` → how much the space holds.
+//! Space layout: `r` key → record; `t` → how much the space holds, there since the first write that took
+//! effect; `s` → when it was sealed.
 
 use std::collections::VecDeque;
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::codec::{Stored, decode_command, decode_stored, encode_outcomes, encode_stored};
-use super::{Op, Outcome, Precondition, Record};
+use super::codec::{
+    Stored, decode_command, decode_stored, encode_outcomes, encode_sealed, encode_stored, encode_written,
+};
+use super::seals::Seals;
+use super::{Command, Op, Outcome, Precondition, Record};
 use crate::codec::{Malformed, Reader};
 use crate::raft::{ApplyError, Space, SpaceView, Txn};
 use crate::storage::{self, KeyRange, Order};
 
 const RECORD: u8 = b'r';
 const TOTALS: &[u8] = b"t";
+const SEALS: &[u8] = b"s";
 
 /// Tombstones dropped in one batch: what a checkpoint frees is spread over many small writes.
 const TOMBSTONES_PER_BATCH: usize = 1024;
@@ -26,11 +31,17 @@ const TOMBSTONES_PER_BATCH: usize = 1024;
 pub struct Totals {
     keys: AtomicU64,
     bytes: AtomicU64,
+    written: AtomicBool,
 }
 
 impl Totals {
     pub fn keys(&self) -> u64 {
         self.keys.load(Ordering::Relaxed)
+    }
+
+    /// Whether any write ever took effect; what was deleted since counts.
+    pub fn is_written(&self) -> bool {
+        self.written.load(Ordering::Relaxed)
     }
 
     /// Of keys and values, without what storing them costs.
@@ -46,6 +57,9 @@ pub struct Machine {
     keys: u64,
     bytes: u64,
     changed: bool,
+    /// There are totals, or there will be: see `finish`.
+    written: bool,
+    seals: Seals,
     /// Deletes leave a tombstone until a checkpoint has them: the engine does not recover a prefix.
     keep_tombstones: bool,
     /// Keys and revisions of tombstones, oldest first.
@@ -63,6 +77,8 @@ impl Machine {
             keys: 0,
             bytes: 0,
             changed: false,
+            written: false,
+            seals: Seals::default(),
             keep_tombstones: !recovers_prefix,
             tombstones: VecDeque::new(),
             checkpointed: 0,
@@ -193,24 +209,45 @@ impl crate::raft::Machine for Machine {
     fn load(&mut self, space: &Space, redo: bool) -> Result<u64, ApplyError> {
         (self.keys, self.bytes, self.ahead_until) = (0, 0, 0);
         self.tombstones.clear();
+        (self.changed, self.written) = (false, false);
+        self.seals = match space.get(SEALS)? {
+            Some(bytes) => Seals::decode(bytes)?,
+            None => Seals::default(),
+        };
         let mut tombstones = 0;
         if let Some(bytes) = space.get(TOTALS)? {
             let mut input = Reader::new("totals", bytes);
             (self.keys, self.bytes, tombstones) = (input.u64()?, input.u64()?, input.u64()?);
             input.end()?;
+            self.written = true;
         }
         if redo || tombstones > 0 {
             (self.keys, self.bytes) = (0, 0);
             let newest = self.recount(space)?;
             self.ahead_until = if redo { newest } else { 0 };
-            self.changed = true;
+            // Totals where nothing was ever written would say that something was.
+            self.changed = self.written || newest > 0;
+            self.written = self.changed;
         }
         self.published(0);
         Ok(self.ahead_until)
     }
 
     fn apply(&mut self, index: u64, command: Bytes, txn: &mut Txn<'_>) -> Result<Bytes, ApplyError> {
-        let mut ops = decode_command(command).map_err(ApplyError::Command)?;
+        let mut ops = match decode_command(command).map_err(ApplyError::Command)? {
+            Command::Writes(_) if self.seals.hold_at(index) => return Ok(encode_sealed()),
+            Command::Writes(ops) => ops,
+            Command::Seal => {
+                self.seals.seal(index);
+                txn.put(Bytes::from_static(SEALS), self.seals.encode());
+                return Ok(encode_written(self.written));
+            }
+            Command::Unseal => {
+                self.seals.unseal(index);
+                txn.put(Bytes::from_static(SEALS), self.seals.encode());
+                return Ok(encode_outcomes(&[]));
+            }
+        };
         if index <= self.ahead_until {
             ops = self.not_yet_applied(index, ops, txn)?;
         }
@@ -218,6 +255,7 @@ impl crate::raft::Machine for Machine {
         for op in ops {
             outcomes.push(self.apply_op(index, op, txn)?);
         }
+        self.written |= self.changed;
         Ok(encode_outcomes(&outcomes))
     }
 
@@ -236,6 +274,7 @@ impl crate::raft::Machine for Machine {
     fn published(&mut self, _index: u64) {
         self.totals.keys.store(self.keys, Ordering::Relaxed);
         self.totals.bytes.store(self.bytes, Ordering::Relaxed);
+        self.totals.written.store(self.written, Ordering::Relaxed);
     }
 
     fn checkpointed(&mut self, index: u64) {

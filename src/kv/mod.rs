@@ -5,12 +5,15 @@
 
 mod codec;
 mod machine;
+mod seals;
 #[cfg(test)]
 mod tests;
 
 use bytes::Bytes;
 
-pub use codec::{decode_command, decode_outcomes, encode_command};
+pub use codec::{
+    decode_command, decode_outcomes, decode_written, encode_command, encode_seal, encode_unseal,
+};
 pub use machine::{Machine, ReadError, Totals, get, get_in, scan};
 
 /// What must hold of a key for a write to take place.
@@ -36,6 +39,17 @@ impl Op {
             Op::Put { key, .. } | Op::Delete { key, .. } => key,
         }
     }
+}
+
+/// What a partition's log entry asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// In order, at one index.
+    Writes(Vec<Op>),
+    /// No write takes effect any more: the cluster gives itself up.
+    Seal,
+    /// It does not after all.
+    Unseal,
 }
 
 /// What became of an operation.

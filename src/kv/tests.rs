@@ -22,7 +22,7 @@ fn delete(key: &str, precondition: Precondition) -> Op {
 }
 
 fn run(bench: &mut Bench, machine: &mut Machine, index: u64, ops: &[Op]) -> Vec<Outcome> {
-    decode_outcomes(bench.apply(machine, index, encode_command(ops))).unwrap()
+    decode_outcomes(bench.apply(machine, index, encode_command(ops))).unwrap().unwrap()
 }
 
 #[test]
@@ -101,6 +101,45 @@ fn any_op() -> impl Strategy<Value = Op> {
     )
 }
 
+#[test]
+fn a_sealed_partition_takes_no_writes_and_knows_whether_it_ever_did() {
+    let mut bench = Bench::new(Kind::Memory);
+    let mut machine = Machine::new(true);
+    bench.load(&mut machine, false);
+    let op = encode_command(&[put("a", "1", Precondition::None)]);
+    let written = |answer: Bytes| decode_written(&answer).unwrap();
+    run(&mut bench, &mut machine, 1, &[delete("a", Precondition::None)]);
+    assert!(!written(bench.apply(&mut machine, 2, encode_seal())), "a delete of nothing is no write");
+    assert_eq!(decode_outcomes(bench.apply(&mut machine, 3, op.clone())).unwrap(), None);
+    // Also after a restart, clean or not.
+    for redo in [false, true] {
+        let mut machine = Machine::new(true);
+        bench.load(&mut machine, redo);
+        assert!(!written(bench.apply(&mut machine, 4, encode_seal())));
+        assert_eq!(decode_outcomes(bench.apply(&mut machine, 5, op.clone())).unwrap(), None);
+        assert!(!machine.totals().is_written());
+    }
+    let mut machine = Machine::new(true);
+    bench.load(&mut machine, false);
+    assert_eq!(get(&bench.space(), b"a").unwrap(), None);
+    bench.apply(&mut machine, 6, encode_unseal());
+    run(&mut bench, &mut machine, 7, &[put("a", "1", Precondition::None)]);
+    run(&mut bench, &mut machine, 8, &[delete("a", Precondition::None)]);
+    assert!(machine.totals().is_written());
+    bench.load(&mut machine, false);
+    assert!(machine.totals().is_written(), "what was deleted since counts");
+    assert!(written(bench.apply(&mut machine, 9, encode_seal())));
+}
+
+/// Writes, mostly.
+fn any_command() -> impl Strategy<Value = Bytes> {
+    prop_oneof![
+        6 => proptest::collection::vec(any_op(), 1..4).prop_map(|ops| encode_command(&ops)),
+        1 => Just(encode_seal()),
+        1 => Just(encode_unseal()),
+    ]
+}
+
 /// Every record of a space, by key.
 fn records(bench: &Bench) -> BTreeMap<Bytes, Record> {
     let view = bench.space().view().unwrap();
@@ -113,18 +152,18 @@ proptest! {
     /// from the last checkpoint must lead to exactly what it led to before.
     #[test]
     fn a_redo_over_any_mix_of_states_ends_the_same(
-        commands in proptest::collection::vec(proptest::collection::vec(any_op(), 1..4), 1..30),
+        commands in proptest::collection::vec(any_command(), 1..30),
         checkpoint in 0usize..30,
-        survives in proptest::collection::vec(0usize..40, 3),
+        survives in proptest::collection::vec(0usize..40, 4),
     ) {
         let mut bench = Bench::new(Kind::Memory);
         let mut machine = Machine::new(false);
         bench.load(&mut machine, false);
         let checkpoint = checkpoint.min(commands.len());
         let mut snapshots = Vec::new();
-        for (at, ops) in commands.iter().enumerate() {
+        for (at, command) in commands.iter().enumerate() {
             snapshots.push(bench.raw());
-            run(&mut bench, &mut machine, at as u64 + 1, ops);
+            bench.apply(&mut machine, at as u64 + 1, command.clone());
         }
         snapshots.push(bench.raw());
         let expected = records(&bench);
@@ -132,7 +171,7 @@ proptest! {
 
         // Each key comes back as of a moment of its own, at or after the checkpoint.
         let mut mixed = BTreeMap::new();
-        for (key, moment) in [b"ra", b"rb", b"rc"].iter().zip(survives) {
+        for (key, moment) in [&b"ra"[..], b"rb", b"rc", b"s"].iter().zip(survives) {
             let moment = moment.clamp(checkpoint, commands.len());
             if let Some(value) = snapshots[moment].get(&key[..]) {
                 mixed.insert(Bytes::copy_from_slice(&key[..]), value.clone());
@@ -141,8 +180,8 @@ proptest! {
         let mut bench = Bench::with(Kind::Memory, &mixed);
         let mut machine = Machine::new(false);
         bench.load(&mut machine, true);
-        for (at, ops) in commands.iter().enumerate().skip(checkpoint) {
-            bench.apply(&mut machine, at as u64 + 1, encode_command(ops));
+        for (at, command) in commands.iter().enumerate().skip(checkpoint) {
+            bench.apply(&mut machine, at as u64 + 1, command.clone());
         }
         prop_assert_eq!(records(&bench), expected);
         prop_assert_eq!((machine.totals().keys(), machine.totals().bytes()), expected_totals);

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::command::{Answer, Command, Form, Join};
-use super::state::{Birth, CLUSTER_VERSION, Holders, Member, MemberState, Partition, State, Tombstone};
+use super::state::{
+    Birth, CLUSTER_VERSION, Holders, Member, MemberState, Partition, Sealed, State, Tombstone,
+};
 use crate::codec::{Malformed, Reader, Writer as _};
 use crate::types::{Epoch, GroupId, NodeId, PartitionId, ReplicaId};
 
@@ -20,6 +22,8 @@ const LEAVE: u8 = 5;
 const MOVED: u8 = 6;
 const REMOVED: u8 = 7;
 const SET_VERSION: u8 = 8;
+const SEAL: u8 = 9;
+const UNSEAL: u8 = 10;
 
 const DONE: u8 = 0;
 const NUMBER: u8 = 1;
@@ -96,6 +100,11 @@ pub fn encode_command(command: &Command) -> Bytes {
             out.put_u8(REMOVED);
             out.put_u32_le(number.0);
         }
+        Command::Seal(target) => {
+            out.put_u8(SEAL);
+            put_sealed(&mut out, target);
+        }
+        Command::Unseal => out.put_u8(UNSEAL),
         Command::SetVersion(version) => {
             out.put_u8(SET_VERSION);
             out.put_u32_le(*version);
@@ -135,6 +144,8 @@ pub(super) fn decode_command(bytes: Bytes) -> Result<Command, Malformed> {
             Command::Moved { group, index, holders: take_replicas(&mut input)? }
         }
         REMOVED => Command::Removed(NodeId(input.u32()?)),
+        SEAL => Command::Seal(take_sealed(&mut input)?),
+        UNSEAL => Command::Unseal,
         SET_VERSION => Command::SetVersion(cluster_version(&mut input)?),
         other => return Err(input.error(format!("unknown kind {other}"))),
     };
@@ -177,6 +188,9 @@ pub(super) fn encode_state(state: &State, revision: u64) -> Bytes {
             out.put_u32_le(number.0);
             out.put_u32_le(*incarnation);
         }
+    }
+    if let Some(target) = &state.sealed {
+        put_sealed(&mut out, target);
     }
     let sum = crc32c::crc32c(&out);
     out.put_u32_le(sum);
@@ -226,6 +240,9 @@ pub(super) fn decode_state(bytes: Bytes) -> Result<(State, u64), Malformed> {
         }
         let partition = Partition { first, birth, birth_replicas, replicas, holders, incarnations };
         state.partitions.insert(id, partition);
+    }
+    if input.remaining() > 0 {
+        state.sealed = Some(take_sealed(&mut input)?);
     }
     if state.is_formed() {
         // What changes the placement relies on it.
@@ -304,6 +321,20 @@ fn take_members(input: &mut Reader) -> Result<BTreeMap<NodeId, Member>, Malforme
         members.insert(number, member);
     }
     Ok(members)
+}
+
+fn put_sealed(out: &mut BytesMut, target: &Sealed) {
+    out.write_bytes(target.cluster_id.as_bytes());
+    put_count(out, target.addresses.len());
+    for address in &target.addresses {
+        out.write_bytes(address.as_bytes());
+    }
+}
+
+fn take_sealed(input: &mut Reader) -> Result<Sealed, Malformed> {
+    let cluster_id = input.string()?;
+    let addresses = (0..input.u32()?).map(|_| input.string()).collect::<Result<_, _>>()?;
+    Ok(Sealed { cluster_id, addresses })
 }
 
 fn put_replicas(out: &mut BytesMut, replicas: &[ReplicaId]) {

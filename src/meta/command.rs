@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::state::{Birth, Holders, Member, MemberState, Partition, State, Tombstone};
+use super::state::{Birth, Holders, Member, MemberState, Partition, Sealed, State, Tombstone};
 use super::{CLUSTER_VERSION, group0_replica};
 use crate::limits::{MEMBERS_MAX, PARTITIONS_MAX, REPLICAS_MAX, WEIGHT_MAX};
 use crate::placement::{Placement, RoutingTable, place};
@@ -59,6 +59,10 @@ pub enum Command {
     },
     /// A leaving member holds nothing any more: see [`State::removable`].
     Removed(NodeId),
+    /// A cluster of one gives itself up to join another: nobody can join it any more.
+    Seal(Sealed),
+    /// It does not after all.
+    Unseal,
     /// Allows the commands and formats of this cluster version. Every member must know it: the
     /// proposer sees to that.
     SetVersion(u32),
@@ -91,6 +95,8 @@ impl State {
             Command::Leave(number) => self.leave(number)?,
             Command::Moved { group, holders, index } => self.moved(group, holders, index)?,
             Command::Removed(number) => self.remove(number)?,
+            Command::Seal(target) => self.seal(target)?,
+            Command::Unseal => self.sealed = None,
             Command::SetVersion(version) => {
                 if version > self.version {
                     self.version = version;
@@ -157,6 +163,13 @@ impl State {
 
     fn join(&mut self, join: Join) -> Result<NodeId, String> {
         let Join { name, address, zone, weight, disk_id } = join;
+        if let Some(target) = &self.sealed {
+            return Err(format!(
+                "this cluster gives itself up to join {}: join that one, at {}",
+                target.cluster_id,
+                target.addresses.join(" or ")
+            ));
+        }
         if let Some((number, tombstone)) = self.removed.iter().find(|(_, was)| was.disk_id == disk_id) {
             return Err(format!(
                 "this data directory was {}'s, member {number}, which was removed: start with an empty one",
@@ -176,8 +189,8 @@ impl State {
         }
         if let Some((number, _)) = self.members.iter().find(|(_, member)| member.name == name) {
             return Err(format!(
-                "{name} is member {number} with another data directory: choose another name, or let the member \
-                 leave first"
+                "{name} is member {number} with another data directory: if its disk was lost or replaced, let that \
+                 member leave first (rushkvctl cluster leave {name}); else choose another node_id"
             ));
         }
         check_weight(weight)?;
@@ -194,6 +207,27 @@ impl State {
         self.group0.add(group0_replica(number));
         self.place_anew();
         Ok(number)
+    }
+
+    fn seal(&mut self, target: Sealed) -> Result<(), String> {
+        match &self.sealed {
+            Some(sealed) if *sealed == target => return Ok(()),
+            Some(sealed) => {
+                return Err(format!("this cluster gives itself up already, to join {}", sealed.cluster_id));
+            }
+            None => {}
+        }
+        if target.cluster_id == self.cluster_id {
+            return Err("a cluster can't join itself".into());
+        }
+        if self.members.len() > 1 {
+            return Err(format!(
+                "this cluster has {} members: only a cluster of one can give itself up; let the node leave first",
+                self.members.len()
+            ));
+        }
+        self.sealed = Some(target);
+        Ok(())
     }
 
     fn leave(&mut self, number: NodeId) -> Result<(), String> {

@@ -15,6 +15,6 @@ pub use codec::{decode_answer, encode_command};
 pub use command::{Answer, Command, Form, Join};
 pub use machine::Machine;
 pub use state::{
-    Birth, CLUSTER_VERSION, Desired, Holders, Member, MemberState, Partition, State, Tombstone,
+    Birth, CLUSTER_VERSION, Desired, Holders, Member, MemberState, Partition, Sealed, State, Tombstone,
     group0_replica, group0_voters, number_members,
 };

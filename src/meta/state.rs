@@ -40,6 +40,14 @@ pub struct Tombstone {
     pub disk_id: String,
 }
 
+/// Which cluster a cluster of one gives itself up to join.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sealed {
+    pub cluster_id: String,
+    /// Its members', host:port.
+    pub addresses: Vec<String>,
+}
+
 /// Whether a group has come to life. Only its first birth replica may initialise it, and only while it
 /// is `Creating`: otherwise a replica that lost its log could start the group's history anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,6 +158,8 @@ pub struct State {
     /// Who is in group 0.
     pub group0: Holders,
     pub partitions: BTreeMap<PartitionId, Partition>,
+    /// Set while it gives itself up.
+    pub sealed: Option<Sealed>,
 }
 
 /// A node's replica of group 0. A node has one in its life: a new disk is a new member.

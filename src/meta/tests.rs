@@ -224,6 +224,22 @@ fn the_last_member_stays() {
 }
 
 #[test]
+fn a_cluster_of_one_gives_itself_up_and_takes_nobody_in_meanwhile() {
+    let target = |id: &str| Sealed { cluster_id: id.into(), addresses: vec!["t:1".into(), "t:2".into()] };
+    let mut state = formed(&["a"]);
+    refused(&mut state, Command::Seal(target("a")), "join itself");
+    apply(&mut state, Command::Seal(target("t"))).unwrap();
+    apply(&mut state, Command::Seal(target("t"))).unwrap();
+    refused(&mut state, Command::Seal(target("u")), "already, to join t");
+    refused(&mut state, Command::Join(join("d")), "at t:1 or t:2");
+    assert_eq!(decode_state(encode_state(&state, 9)).unwrap(), (state.clone(), 9));
+    apply(&mut state, Command::Unseal).unwrap();
+    apply(&mut state, Command::Unseal).unwrap();
+    apply(&mut state, Command::Join(join("d"))).unwrap();
+    refused(&mut state, Command::Seal(target("t")), "2 members");
+}
+
+#[test]
 fn a_group0_report_is_needed_for_a_removal() {
     let mut state = formed(&["a", "b"]);
     settle(&mut state);
@@ -282,6 +298,8 @@ fn commands_and_answers_survive() {
         Command::Moved { group: GroupId(3), holders, index: 77 },
         Command::Removed(NodeId(4)),
         Command::SetVersion(1),
+        Command::Seal(Sealed { cluster_id: "t".into(), addresses: vec!["t:1".into(), String::new()] }),
+        Command::Unseal,
     ] {
         assert_eq!(decode_command(encode_command(&command)).unwrap(), command);
     }

@@ -15,7 +15,7 @@ use tonic::Code;
 use super::LATENCY_SECONDS;
 
 /// Every method that the server has, by its path. A test holds it to the interface.
-pub const METHODS: [&str; 31] = [
+pub const METHODS: [&str; 33] = [
     "/rushkv.RushKV/Put",
     "/rushkv.RushKV/Get",
     "/rushkv.RushKV/Delete",
@@ -33,10 +33,12 @@ pub const METHODS: [&str; 31] = [
     "/rushkv.v1.Cluster/ListPartitions",
     "/rushkv.v1.Cluster/LocateKey",
     "/rushkv.v1.Cluster/WatchTopology",
+    "/rushkv.v1.Cluster/Join",
     "/rushkv.v1.Cluster/Leave",
     "/rushkv.v1.Peer/Hello",
     "/rushkv.v1.Peer/Prepare",
     "/rushkv.v1.Peer/Admit",
+    "/rushkv.v1.Peer/GiveUp",
     "/rushkv.v1.Peer/Propose",
     "/rushkv.v1.Peer/ReadKeys",
     "/rushkv.v1.Peer/ReadRange",

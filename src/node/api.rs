@@ -108,5 +108,13 @@ pub struct ClusterInfo {
     pub problems: Vec<Problem>,
 }
 
+/// A node that was taken in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Joined {
+    pub node: String,
+    /// It is a member now; else it becomes one by itself.
+    pub is_member: bool,
+}
+
 /// When the caller stops waiting.
 pub type Deadline = Instant;

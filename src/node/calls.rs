@@ -157,7 +157,15 @@ impl Node {
         deadline: Deadline,
     ) -> Result<Vec<Outcome>> {
         let answer = self.propose_to(partition.group(), kv::encode_command(ops), deadline).await?;
-        kv::decode_outcomes(answer).map_err(|error| Error::new(Reason::Internal, error.to_string()))
+        let outcomes = kv::decode_outcomes(answer);
+        let outcomes = outcomes.map_err(|error| Error::new(Reason::Internal, error.to_string()))?;
+        outcomes.ok_or_else(|| {
+            let message = format!(
+                "node \"{}\" gives its cluster up to join another: the write did not take place; try again shortly",
+                self.options.name
+            );
+            Error::new(Reason::Unavailable, message)
+        })
     }
 
     /// Proposes a command to a group, wherever it is led.

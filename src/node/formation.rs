@@ -57,7 +57,16 @@ pub(super) fn decide(me: &v1::Standing, heard: &[Heard]) -> Step {
             // Its own address among its peers.
             continue;
         }
-        others.insert(node.disk_id.clone(), (address, standing));
+        if let Some((_, twin)) = others.insert(node.disk_id.clone(), (address, standing))
+            && of(twin).address != node.address
+        {
+            return Step::Refuse(format!(
+                "{} and {} run on copies of one data directory: stop one of the two, and start it with an empty \
+                 data_dir",
+                of(twin).address,
+                node.address
+            ));
+        }
     }
     let standings = || others.values().map(|(_, standing)| *standing);
 
@@ -83,6 +92,9 @@ pub(super) fn decide(me: &v1::Standing, heard: &[Heard]) -> Step {
                 cluster_name(one),
                 cluster_name(me)
             )),
+            Some((_, one)) if one.sealed => {
+                Step::Wait(format!("\"{}\", whose cluster gives itself up to join another", of(one).name))
+            }
             Some((address, _)) => Step::Join { address: (*address).to_string() },
             None => Step::Wait("a member of the cluster to answer".into()),
         };
@@ -160,6 +172,72 @@ pub(super) fn decide(me: &v1::Standing, heard: &[Heard]) -> Step {
         .filter(|id| !id.is_empty() && *id != me.prepared_id)
         .collect();
     Step::Found { founders, replaces: prepared.first().map(|id| (*id).to_string()) }
+}
+
+/// What the member of a cluster makes of its peers.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Met {
+    /// Those that answered are of its cluster, or of none.
+    Friends,
+    /// Those of another cluster are, and this node's is the one to be given up for it.
+    GiveUpFor(v1::GiveUpRequest),
+    /// They are of a cluster that should give itself up for this one.
+    Newcomer(String),
+    /// Both clusters are in use: two are not made one.
+    Strangers(String),
+}
+
+/// Decides for a member whose peers may be of another cluster: two clusters that name each other become
+/// one, or it is said why not. Of two that could be given up, the one with the greater id is.
+pub(super) fn decide_met(me: &v1::Standing, heard: &[Heard]) -> Met {
+    let is_spare = |one: &v1::Standing| one.members.len() == 1 && !one.written;
+    let answers = heard.iter().filter_map(|one| Some((&one.address, one.standing.as_ref()?)));
+    let mut others = answers.filter(|(_, one)| !one.cluster_id.is_empty() && one.cluster_id != me.cluster_id);
+    let Some((address, other)) = others.next() else { return Met::Friends };
+    if other.sealed {
+        return Met::Newcomer(address.clone());
+    }
+    let same_name = cluster_name(me) == cluster_name(other);
+    let asked = || v1::GiveUpRequest {
+        cluster_id: other.cluster_id.clone(),
+        cluster_name: cluster_name(other).to_string(),
+        addresses: other.members.iter().map(|member| member.address.clone()).collect(),
+    };
+    match (is_spare(me) && same_name, is_spare(other) && same_name) {
+        (true, false) => Met::GiveUpFor(asked()),
+        (true, true) if me.cluster_id > other.cluster_id => Met::GiveUpFor(asked()),
+        (_, true) => Met::Newcomer(address.clone()),
+        (false, false) => Met::Strangers(format!(
+            "peers: {address} is of the cluster {} (\"{}\"), and this node is of {} (\"{}\"); neither can be given \
+             up for the other: take {address} out of peers, or have one of the two leave its cluster and start it \
+             with an empty data_dir",
+            other.cluster_id,
+            cluster_name(other),
+            me.cluster_id,
+            cluster_name(me)
+        )),
+    }
+}
+
+/// Decides for a node that has given its own cluster up: it goes where it said, or where those have gone
+/// whom it went to. Nothing else will do.
+pub(super) fn decide_joining(joining: &v1::Joining, me: &v1::Standing, heard: &[Heard]) -> Step {
+    let answers = || heard.iter().filter_map(|one| Some((one.address.as_str(), one.standing.as_ref()?)));
+    let members = || answers().filter(|(_, one)| !one.cluster_id.is_empty() && !one.sealed);
+    let there = members().find(|(_, one)| one.cluster_id == joining.cluster_id);
+    // Whoever is not there any more may have given that cluster up, in turn.
+    let Some((address, one)) = there.or_else(|| members().next()) else {
+        return Step::Wait(format!("a member of cluster {} to answer", joining.cluster_id));
+    };
+    if cluster_name(one) != cluster_name(me) {
+        return Step::Refuse(format!(
+            "{address} is of a cluster named \"{}\", and cluster.name is \"{}\" here: make them equal, or start \
+             this node with an empty data_dir to form a cluster of its own",
+            cluster_name(one),
+            cluster_name(me)
+        ));
+    }
+    Step::Join { address: address.to_string() }
 }
 
 fn cluster_name(standing: &v1::Standing) -> &str {
@@ -323,6 +401,69 @@ mod tests {
             one.settings.as_mut().unwrap().cluster_name = "other".into();
         };
         assert!(refusal(decide_with("a", other_name)).contains("named \"other\""));
+    }
+
+    #[test]
+    fn two_peers_on_copies_of_one_disk_are_refused() {
+        let me = standing("a", &["a", "b"]);
+        let mut copy = heard(standing("b", &["a", "b"]));
+        copy.standing.as_mut().unwrap().node.as_mut().unwrap().address = "copy:8080".into();
+        let why = refusal(decide(&me, &[heard(standing("b", &["a", "b"])), copy]));
+        assert!(why.contains("copies of one data directory"), "{why}");
+        // One peer by two of its addresses is one.
+        let twice = [heard(standing("b", &["a", "b"])), heard(standing("b", &["a", "b"]))];
+        assert!(matches!(decide(&me, &twice), Step::Found { .. }));
+    }
+
+    #[test]
+    fn of_two_clusters_that_meet_one_is_given_up_or_both_stay() {
+        let member = |name: &str, id: &str, members: usize, written: bool| v1::Standing {
+            cluster_id: id.into(),
+            members: vec![v1::Founder::default(); members],
+            written,
+            ..standing(name, &[])
+        };
+        let meet = |me: &v1::Standing, other: &v1::Standing| decide_met(me, &[heard(other.clone())]);
+        let (a, b) = (member("a", "c1", 1, false), member("b", "c2", 1, false));
+        assert_eq!(meet(&a, &b), Met::Newcomer("b:8080".into()));
+        let gives_up_for =
+            |met: Met, id: &str| matches!(met, Met::GiveUpFor(asked) if asked.cluster_id == id);
+        assert!(gives_up_for(meet(&b, &a), "c1"));
+        for used in [member("u", "c3", 1, true), member("u", "c3", 3, false)] {
+            assert!(gives_up_for(meet(&a, &used), "c3"));
+            assert_eq!(meet(&used, &a), Met::Newcomer("a:8080".into()));
+            let other = member("w", "c4", 1, true);
+            for (one, other) in [(&used, &other), (&other, &used)] {
+                assert!(matches!(meet(one, other), Met::Strangers(why) if why.contains("out of peers")));
+            }
+        }
+        let mut named = a.clone();
+        named.settings.as_mut().unwrap().cluster_name = "other".into();
+        assert!(matches!(meet(&b, &named), Met::Strangers(_)));
+        assert!(matches!(meet(&named, &b), Met::Strangers(_)));
+        assert_eq!(meet(&a, &member("x", "c1", 2, true)), Met::Friends);
+        assert_eq!(meet(&a, &standing("x", &[])), Met::Friends);
+    }
+
+    #[test]
+    fn who_gave_a_cluster_up_goes_where_it_said() {
+        let joining = v1::Joining { cluster_id: "c1".into(), ..v1::Joining::default() };
+        let me = standing("z", &["z"]);
+        let of_cluster =
+            |name: &str, id: &str| heard(v1::Standing { cluster_id: id.into(), ..standing(name, &ALL) });
+        let silent = Heard { address: "s:8080".into(), standing: None };
+        assert!(wait(decide_joining(&joining, &me, &[silent])).contains("cluster c1 to answer"));
+        assert!(wait(decide_joining(&joining, &me, &[of_cluster("a", "")])).contains("cluster c1"));
+        let there = [of_cluster("a", "c2"), of_cluster("b", "c1")];
+        assert_eq!(decide_joining(&joining, &me, &there), Step::Join { address: "b:8080".into() });
+        assert_eq!(decide_joining(&joining, &me, &there[..1]), Step::Join { address: "a:8080".into() });
+        let mut sealed = of_cluster("a", "c1");
+        sealed.standing.as_mut().unwrap().sealed = true;
+        assert!(wait(decide_joining(&joining, &me, &[sealed.clone()])).contains("cluster c1"));
+        assert!(wait(decide(&me, &[sealed])).contains("gives itself up"));
+        let mut other = of_cluster("a", "c1");
+        other.standing.as_mut().unwrap().settings.as_mut().unwrap().cluster_name = "other".into();
+        assert!(refusal(decide_joining(&joining, &me, &[other])).contains("named \"other\""));
     }
 
     #[test]

@@ -16,11 +16,12 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::formation::{Heard, Step, decide};
+use super::formation::{Heard, Step, decide, decide_joining};
 use super::identity::Identity;
-use super::open::{draw_cluster_id, refused};
+use super::open::{draw_id, refused};
+use super::promise::{JOINING, PREPARED};
 use super::seat::{Beginning, Seat, leads};
-use super::{Node, founding};
+use super::{Deadline, Node, meeting};
 use crate::error::{Error, Reason, Result};
 use crate::proto::v1::{self, Founder, Founding};
 use crate::transport::{Kind, PROTOCOL_MAX, PROTOCOL_MIN};
@@ -28,7 +29,7 @@ use crate::types::{NodeId, ReplicaId};
 use crate::{crash_point, meta, transport};
 
 /// Between two rounds of Hello.
-const ROUND: Duration = Duration::from_millis(300);
+pub(super) const ROUND: Duration = Duration::from_millis(300);
 
 /// For one answer of a peer while a cluster is formed.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
@@ -37,7 +38,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 const CHANGE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Channels to peers by their addresses, kept from round to round.
-type Dialled = HashMap<String, transport::GatedChannel>;
+pub(super) type Dialled = HashMap<String, transport::GatedChannel>;
 
 pub(super) async fn run(node: Weak<Node>) {
     let mut dialled = Dialled::new();
@@ -48,13 +49,14 @@ pub(super) async fn run(node: Weak<Node>) {
             Some(seat) => node.go_on_founding(&seat, &mut dialled).await,
         };
         match done {
-            Ok(true) => return,
+            Ok(true) => break,
             Ok(false) => {}
             Err(error) => node.waits_for(format!("{error}")),
         }
         drop(node);
         sleep(ROUND).await;
     }
+    meeting::run(node, dialled).await;
 }
 
 impl Node {
@@ -98,9 +100,14 @@ impl Node {
             seen: self.seen.borrow().clone(),
             protocol_min: PROTOCOL_MIN,
             protocol_max: PROTOCOL_MAX,
+            process_id: self.process_id.clone(),
+            written: self.replicas().iter().any(|(_, replica)| replica.totals.is_written()),
             ..v1::Standing::default()
         };
-        let Some(seat) = self.seat() else { return standing };
+        let Some(seat) = self.seat() else {
+            standing.joining_id = self.joining.as_ref().map_or(String::new(), |it| it.cluster_id.clone());
+            return standing;
+        };
         standing.has_log = seat.meta.status().last_index > 0 || !seat.meta.status().voters.is_empty();
         if let Some(founding) = &seat.founding {
             standing.prepared_id = founding.cluster_id.clone();
@@ -108,6 +115,7 @@ impl Node {
         let state = seat.state.borrow().clone();
         if state.is_formed() {
             standing.cluster_id = state.cluster_id.clone();
+            standing.sealed = state.sealed.is_some();
             standing.members = founders(&state);
             if let Some(settings) = &mut standing.settings {
                 settings.cluster_name = state.cluster_name.clone();
@@ -119,7 +127,11 @@ impl Node {
     /// One round of Hello with every peer, and what follows from it.
     async fn find_cluster(self: &Arc<Node>, dialled: &mut Dialled) -> Result<()> {
         let heard = self.ask_peers(dialled).await;
-        match decide(&self.standing(), &heard) {
+        let step = match &self.joining {
+            Some(joining) => decide_joining(joining, &self.standing(), &heard),
+            None => decide(&self.standing(), &heard),
+        };
+        match step {
             Step::Wait(what) => self.waits_for(what),
             Step::Refuse(why) => self.fail(why),
             Step::Found { founders, replaces } => self.found(founders, replaces, dialled).await?,
@@ -130,9 +142,10 @@ impl Node {
         Ok(())
     }
 
-    async fn ask_peers(&self, dialled: &mut Dialled) -> Vec<Heard> {
+    pub(super) async fn ask_peers(&self, dialled: &mut Dialled) -> Vec<Heard> {
         let standing = self.standing();
-        let asked = self.options.peers.iter().map(|address| {
+        let addresses = self.joining.as_ref().map_or(&self.options.peers, |joining| &joining.addresses);
+        let asked = addresses.iter().map(|address| {
             let channel = self.dialled(dialled, address);
             let request = v1::HelloRequest { from: Some(standing.clone()) };
             async move {
@@ -176,8 +189,7 @@ impl Node {
         let (founding, replaces) = match mine {
             Some(mine) if mine.founders == founders => (mine, replaces),
             other => {
-                let founding =
-                    Founding { cluster_id: draw_cluster_id()?, settings: Some(self.settings()), founders };
+                let founding = Founding { cluster_id: draw_id()?, settings: Some(self.settings()), founders };
                 tracing::info!(cluster_id = founding.cluster_id, "founding a cluster");
                 crash_point::reached("forming.drawn");
                 let before = other.map(|mine| mine.cluster_id).or(replaces);
@@ -242,6 +254,8 @@ impl Node {
             if seat.meta.is_initialized().await.map_err(refused)? {
                 return refuse(format!("\"{name}\" has a log of the founding {}", mine.cluster_id));
             }
+        } else if self.joining.is_some() {
+            return refuse(format!("\"{name}\" is on its way into another cluster"));
         } else if self.options.peers.is_empty() {
             return refuse(format!("\"{name}\" has no peers: it looks for no cluster"));
         }
@@ -258,7 +272,7 @@ impl Node {
             return Err(refused("the founding that this directory is prepared for does not name it"));
         };
         let (dir, content) = (self.data_dir.path().to_path_buf(), founding.clone());
-        let written = tokio::task::spawn_blocking(move || founding::write(&dir, &content)).await;
+        let written = tokio::task::spawn_blocking(move || PREPARED.write(&dir, &content)).await;
         written.map_err(|error| Error::new(Reason::Internal, error.to_string()))?.map_err(refused)?;
         let identity = Identity {
             cluster_id: founding.cluster_id.clone(),
@@ -339,7 +353,7 @@ impl Node {
             );
             crash_point::reached("forming.identity-written");
         }
-        founding::remove(dir).map_err(refused)
+        PREPARED.remove(dir).map_err(refused)
     }
 
     /// Tells group 0 what has changed of this node since it last said; true: nothing is left to tell.
@@ -350,6 +364,10 @@ impl Node {
         };
         if (&known.address, &known.zone, known.weight) == (&mine.address, &mine.zone, mine.weight) {
             return Ok(true);
+        }
+        if let Err(copy) = self.refuse_copies().await {
+            self.fail(copy.to_string());
+            return Ok(false);
         }
         let command = meta::Command::UpdateMember {
             number: seat.number(),
@@ -370,6 +388,10 @@ impl Node {
         let admitted = match answer.await {
             Ok(admitted) => admitted,
             Err(error) if error.reason == Reason::ClusterRefused => {
+                if self.hello(address).await.is_ok_and(|standing| standing.sealed) {
+                    // It may stay what it is after all, and then takes this node in.
+                    return Err(error);
+                }
                 self.fail(format!("the cluster does not let this node in: {error}"));
                 return Ok(());
             }
@@ -384,10 +406,14 @@ impl Node {
         };
         crash_point::reached("joining.admitted");
         let (dir, content) = (self.data_dir.path().to_path_buf(), identity.clone());
-        let written = tokio::task::spawn_blocking(move || content.write(&dir)).await;
-        written.map_err(|error| Error::new(Reason::Internal, error.to_string()))?.map_err(refused)?;
+        let written = tokio::task::spawn_blocking(move || {
+            content.write(&dir)?;
+            crash_point::reached("joining.identity-written");
+            JOINING.remove(&dir)
+        });
+        let written = written.await.map_err(|error| Error::new(Reason::Internal, error.to_string()))?;
+        written.map_err(refused)?;
         tracing::info!(cluster_id = identity.cluster_id, number = identity.number.0, "joining a cluster");
-        crash_point::reached("joining.identity-written");
         self.take_seat(identity, None, Beginning::Others, &admitted.members).await?;
         Ok(())
     }
@@ -429,6 +455,30 @@ impl Node {
     }
 }
 
+impl Node {
+    /// How the node at an address stands to a cluster.
+    pub(super) async fn hello(&self, address: &str) -> Result<v1::Standing> {
+        let request = v1::HelloRequest { from: Some(self.standing()) };
+        let deadline = Instant::now() + ANSWER_WITHIN;
+        let answer = self.ask_at(address, deadline, |mut peer| async move { peer.hello(request).await });
+        answer.await?.standing.ok_or_else(|| Error::new(Reason::Internal, "the answer is empty"))
+    }
+
+    /// Makes one call to a node by its address, member or not, that may be repeated.
+    pub(super) async fn ask_at<R, F>(
+        &self,
+        address: &str,
+        deadline: Deadline,
+        call: impl FnOnce(v1::peer_client::PeerClient<transport::GatedChannel>) -> F,
+    ) -> Result<R>
+    where
+        F: Future<Output = std::result::Result<tonic::Response<R>, tonic::Status>>,
+    {
+        let channel = transport::GatedChannel(transport::dial(address)?);
+        ask_within(channel, deadline.saturating_duration_since(Instant::now()), call).await
+    }
+}
+
 /// Makes one call to a peer whose outcome does not matter: every call here may be repeated.
 async fn ask<R, F>(
     channel: Result<transport::GatedChannel>,
@@ -437,11 +487,22 @@ async fn ask<R, F>(
 where
     F: Future<Output = std::result::Result<tonic::Response<R>, tonic::Status>>,
 {
-    let peer = v1::peer_client::PeerClient::new(channel?);
-    match timeout(ANSWER_WITHIN, call(peer)).await {
+    ask_within(channel?, ANSWER_WITHIN, call).await
+}
+
+async fn ask_within<R, F>(
+    channel: transport::GatedChannel,
+    within: Duration,
+    call: impl FnOnce(v1::peer_client::PeerClient<transport::GatedChannel>) -> F,
+) -> Result<R>
+where
+    F: Future<Output = std::result::Result<tonic::Response<R>, tonic::Status>>,
+{
+    let peer = v1::peer_client::PeerClient::new(channel);
+    match timeout(within, call(peer)).await {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
         Ok(Err(status)) => Err(transport::judge(Kind::Read, &status, crate::error::Happened::No, false)),
-        Err(_) => Err(Error::new(Reason::DeadlineExceeded, format!("no answer within {ANSWER_WITHIN:?}"))),
+        Err(_) => Err(Error::new(Reason::DeadlineExceeded, format!("no answer within {within:?}"))),
     }
 }
 

@@ -27,9 +27,11 @@ impl Node {
             let partition = PartitionId(number - 1);
             let replica = self.replica(partition).ok_or_else(|| self.no_replica(partition))?;
             // Also what another node passes on is looked at before it goes into a log.
-            let ops = kv::decode_command(command.clone())
+            let decoded = kv::decode_command(command.clone())
                 .map_err(|error| Error::new(Reason::InvalidArgument, error.to_string()))?;
-            ops.iter().try_for_each(|op| self.disk.check(op))?;
+            if let kv::Command::Writes(ops) = decoded {
+                ops.iter().try_for_each(|op| self.disk.check(op))?;
+            }
             replica.group.propose(command, deadline).await
         };
         answer.map_err(|error| self.not_proposed(group, error))

@@ -1,10 +1,11 @@
 //! The node: its groups, routing, and the facade that services call.
 //!
 //! [`Node::open`] recovers what the data directory holds (`open`). A node without a cluster forms one or
-//! joins one (`formation` decides, `forming` acts); then it has a [`Seat`] in group 0 and follows what
+//! joins one (`formation` decides, `forming` acts; `promise` is what must not be forgotten on the way); then it has a [`Seat`] in group 0 and follows what
 //! group 0 says (`follow`): which replicas it holds, where the others are. It serves reads and writes
 //! (`calls`) from its own replicas (`local`) or by passing them on once (`forward`), and answers other
-//! nodes (`peer`). `reconcile` decides what the leader of a group does towards its desired members,
+//! nodes (`peer`). A cluster of one may give itself up to join another (`giving_up`, `taking_in`; `meeting`
+//! looks whether peers are of another cluster). `reconcile` decides what the leader of a group does towards its desired members,
 //! `reconciling` does it. `disk` refuses puts on a low disk, `upkeep` takes checkpoints, `info` tells what
 //! the node is.
 
@@ -15,18 +16,21 @@ mod follow;
 mod formation;
 mod forming;
 mod forward;
-mod founding;
+mod giving_up;
 mod identity;
 mod info;
 mod local;
+mod meeting;
 mod open;
 mod options;
 mod peer;
+mod promise;
 mod reconcile;
 mod reconciling;
 mod scan;
 mod seat;
 mod superseded;
+mod taking_in;
 mod upkeep;
 
 use std::collections::{BTreeMap, HashMap};
@@ -77,6 +81,8 @@ struct Cluster {
 pub struct Node {
     options: Options,
     started_at_unix_ms: u64,
+    /// Drawn at start.
+    process_id: String,
     data_dir: Arc<DataDir>,
     wal: wal::Wal,
     store: Arc<raft::Store>,
@@ -88,6 +94,10 @@ pub struct Node {
     cluster: watch::Sender<Option<Arc<Cluster>>>,
     /// Disk ids of the nodes that it saw in its last round of Hello, its own included.
     seen: watch::Sender<Vec<String>>,
+    /// Where it is to be a member, if it has given its own cluster up for that.
+    joining: Option<crate::proto::v1::Joining>,
+    /// Whether it gives its cluster up.
+    gave_up: watch::Sender<giving_up::GivingUp>,
     /// Held while a founding is looked at.
     preparing: tokio::sync::Mutex<()>,
     /// Held while group 0's state is taken up.

@@ -11,11 +11,13 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use super::disk::Disk;
+use super::giving_up::{self, GivingUp};
 use super::identity::Identity;
+use super::promise::{JOINING, PREPARED};
 use super::seat::Beginning;
-use super::{CALLS_MAX, Deadline, Node, Options, follow, forming, founding, reconciling, upkeep};
+use super::{CALLS_MAX, Deadline, Node, Options, follow, forming, reconciling, upkeep};
 use crate::error::{Error, Reason, Result};
-use crate::proto::v1::Founding;
+use crate::proto::v1::{Founding, Joining};
 use crate::storage::{self, DataDir};
 use crate::transport::{self, Transport};
 use crate::types::NodeId;
@@ -35,6 +37,7 @@ struct Opened {
     store: Arc<raft::Store>,
     identity: Option<Identity>,
     founding: Option<Founding>,
+    joining: Option<Joining>,
 }
 
 impl Node {
@@ -48,7 +51,7 @@ impl Node {
         let opened = tokio::task::spawn_blocking(move || recover(&opening, wal_metrics))
             .await
             .map_err(|error| Error::new(Reason::Internal, error.to_string()))??;
-        let Opened { data_dir, wal, store, identity, founding } = opened;
+        let Opened { data_dir, wal, store, identity, founding, joining } = opened;
         raft::finish_destroying(&store, &wal).await.map_err(refused)?;
         let transport_metrics = transport::Metrics::register(metrics).map_err(register)?;
         let transport = Transport::new(transport::Options::default(), transport_metrics);
@@ -56,6 +59,7 @@ impl Node {
             disk: Disk::new(data_dir.clone(), options.disk_reserve_bytes),
             options,
             started_at_unix_ms: unix_ms(),
+            process_id: draw_id()?,
             data_dir,
             wal,
             store,
@@ -64,6 +68,8 @@ impl Node {
             seat: watch::Sender::new(None),
             cluster: watch::Sender::new(None),
             seen: watch::Sender::new(Vec::new()),
+            joining,
+            gave_up: watch::Sender::new(GivingUp::Open),
             preparing: tokio::sync::Mutex::default(),
             following: tokio::sync::Mutex::default(),
             waiting: watch::Sender::new("starting".to_string()),
@@ -75,15 +81,18 @@ impl Node {
         });
         match (identity, founding) {
             (Some(identity), _) => {
-                founding::remove(node.data_dir.path()).map_err(refused)?;
+                PREPARED.remove(node.data_dir.path()).map_err(refused)?;
+                JOINING.remove(node.data_dir.path()).map_err(refused)?;
                 let beginning = match identity.founded_alone {
                     true => Beginning::Alone,
                     false => Beginning::Others,
                 };
                 node.take_seat(identity, None, beginning, &[]).await?;
+                // Before anybody is dialled as this member.
+                node.refuse_copies().await?;
             }
             (None, Some(founding)) => node.prepare_for(founding).await?,
-            (None, None) if node.options.peers.is_empty() => {
+            (None, None) if node.options.peers.is_empty() && node.joining.is_none() => {
                 let identity = found_alone(&node.data_dir, &node.options)?;
                 node.take_seat(identity, None, Beginning::Alone, &[]).await?;
             }
@@ -93,6 +102,7 @@ impl Node {
         node.keep_task(tokio::spawn(follow::run(Arc::downgrade(&node))));
         node.keep_task(tokio::spawn(forming::run(Arc::downgrade(&node))));
         node.keep_task(tokio::spawn(reconciling::run(Arc::downgrade(&node))));
+        node.keep_task(tokio::spawn(giving_up::run(Arc::downgrade(&node))));
         upkeep::start(&node, metrics)?;
         Ok(node)
     }
@@ -182,7 +192,16 @@ async fn hand_over<M: raft::Machine>(group: &raft::Group<M>, deadline: Deadline)
 }
 
 fn recover(options: &Options, wal_metrics: wal::Metrics) -> Result<Opened> {
-    let data_dir = Arc::new(DataDir::open(&options.data_dir, options.engine).map_err(refused)?);
+    let mut data_dir = DataDir::open(&options.data_dir, options.engine).map_err(refused)?;
+    let joining = JOINING.read(data_dir.path()).map_err(refused)?;
+    if let Some(joining) = joining.as_ref().filter(|joining| joining.left_disk_id == data_dir.disk_id()) {
+        tracing::info!(
+            cluster_id = joining.cluster_id,
+            "emptying the data directory to join another cluster"
+        );
+        data_dir = data_dir.begin_anew().map_err(refused)?;
+    }
+    let data_dir = Arc::new(data_dir);
     let identity = match Identity::read(data_dir.path()).map_err(refused)? {
         Some(identity) => {
             identity.check(data_dir.path(), &options.name, data_dir.disk_id()).map_err(refused)?;
@@ -190,7 +209,7 @@ fn recover(options: &Options, wal_metrics: wal::Metrics) -> Result<Opened> {
         }
         None => None,
     };
-    let founding = founding::read(data_dir.path()).map_err(refused)?;
+    let founding = PREPARED.read(data_dir.path()).map_err(refused)?;
     // After every refusal that leaves the directory as it was: from here on it is written to.
     let clean = data_dir.take_clean_stop().map_err(refused)?;
     let started = Instant::now();
@@ -209,13 +228,13 @@ fn recover(options: &Options, wal_metrics: wal::Metrics) -> Result<Opened> {
         storage::open(options.engine, &data_dir.engine_dir(), &options.engine_options).map_err(refused)?;
     let store = raft::Store::open(engine, data_dir.path(), clean).map_err(refused)?;
     tracing::info!(engine = %options.engine, clean, seconds = started.elapsed().as_secs_f64(), "engine opened");
-    Ok(Opened { data_dir, wal, store: Arc::new(store), identity, founding })
+    Ok(Opened { data_dir, wal, store: Arc::new(store), identity, founding, joining })
 }
 
 /// Gives an empty data directory its identity, durably, before anything else is written.
 fn found_alone(data_dir: &DataDir, options: &Options) -> Result<Identity> {
     let identity = Identity {
-        cluster_id: draw_cluster_id()?,
+        cluster_id: draw_id()?,
         number: FIRST,
         name: options.name.clone(),
         disk_id: data_dir.disk_id().to_string(),
@@ -227,7 +246,7 @@ fn found_alone(data_dir: &DataDir, options: &Options) -> Result<Identity> {
 }
 
 /// 128 random bits, hexadecimal.
-pub(super) fn draw_cluster_id() -> Result<String> {
+pub(super) fn draw_id() -> Result<String> {
     let mut id = [0; 16];
     getrandom::fill(&mut id).map_err(|error| Error::new(Reason::Internal, error.to_string()))?;
     Ok(id.iter().map(|byte| format!("{byte:02x}")).collect())

@@ -68,6 +68,12 @@ impl Node {
         self.admit(node, deadline).await
     }
 
+    /// # Errors
+    /// [`Reason::ClusterRefused`] if this node's cluster can't be given up.
+    pub async fn peer_give_up(&self, asked: v1::GiveUpRequest, deadline: Deadline) -> Result<()> {
+        self.give_up(asked, deadline).await
+    }
+
     pub async fn peer_propose(
         &self,
         cluster_id: &str,

@@ -123,10 +123,12 @@ pub(super) fn bound(path: &str) -> Bound {
         | "/rushkv.RushKV/Leave"
         | "/rushkv.v1.Kv/Put"
         | "/rushkv.v1.Kv/Delete"
+        | "/rushkv.v1.Cluster/Join"
         | "/rushkv.v1.Cluster/Leave"
         | "/rushkv.v1.Peer/Propose"
         | "/rushkv.v1.Peer/Prepare"
         | "/rushkv.v1.Peer/Admit"
+        | "/rushkv.v1.Peer/GiveUp"
         | "/rushkv.v1.Transport/Exchange" => Bound { room: None, refusable: false },
         "/rushkv.v1.Kv/BatchWrite" => Bound { room: Some(MESSAGE_BYTES_MAX), refusable: false },
         "/rushkv.RushKV/Get" | "/rushkv.v1.Kv/Get" => Bound { room: Some(VALUE_BYTES_MAX), refusable: true },
@@ -454,9 +456,19 @@ mod tests {
     fn no_write_is_refused_once_it_took_place() {
         for path in metrics::METHODS {
             let call = path.rsplit('/').next().unwrap();
-            let writes =
-                ["Put", "Delete", "BatchWrite", "Join", "Leave", "Propose", "Prepare", "Admit", "Exchange"]
-                    .contains(&call);
+            let writes = [
+                "Put",
+                "Delete",
+                "BatchWrite",
+                "Join",
+                "Leave",
+                "Propose",
+                "Prepare",
+                "Admit",
+                "GiveUp",
+                "Exchange",
+            ]
+            .contains(&call);
             assert!(!writes || !bound(path).refusable, "{path}");
             assert!(writes || bound(path).refusable || path.starts_with("/grpc.health."), "{path}");
         }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use crate::error::Result;
 use crate::kv;
-use crate::node::{ClusterInfo, Consistency, Deadline, Node, Problem, ScanPage, ScanQuery};
+use crate::node::{ClusterInfo, Consistency, Deadline, Joined, Node, Problem, ScanPage, ScanQuery};
 use crate::types::{Epoch, PartitionId};
 
 /// The calls of [`Node`] that services make; see there for what each promises.
@@ -41,6 +41,12 @@ pub trait Backend: Send + Sync + 'static {
     fn cluster_info(&self) -> impl Future<Output = Result<ClusterInfo>> + Send;
     fn locate(&self, key: &[u8]) -> Result<(u64, PartitionId)>;
     fn topology_changed(&self, seen: Epoch) -> impl Future<Output = ()> + Send;
+    fn join(
+        &self,
+        address: &str,
+        name: Option<&str>,
+        deadline: Deadline,
+    ) -> impl Future<Output = Result<Joined>> + Send;
     fn leave(&self, name: &str, deadline: Deadline) -> impl Future<Output = Result<()>> + Send;
     /// The node that other nodes talk to on this port, if they do.
     fn peer(self: &Arc<Self>) -> Option<Arc<Node>> {
@@ -101,6 +107,15 @@ impl Backend for Node {
 
     fn topology_changed(&self, seen: Epoch) -> impl Future<Output = ()> + Send {
         Node::topology_changed(self, seen)
+    }
+
+    fn join(
+        &self,
+        address: &str,
+        name: Option<&str>,
+        deadline: Deadline,
+    ) -> impl Future<Output = Result<Joined>> + Send {
+        Node::join(self, address, name, deadline)
     }
 
     fn leave(&self, name: &str, deadline: Deadline) -> impl Future<Output = Result<()>> + Send {

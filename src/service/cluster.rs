@@ -12,7 +12,7 @@ use super::Backend;
 use super::deadline::Clock;
 use super::request;
 use crate::error::{Error, Reason, Result, to_status};
-use crate::node::{ClusterInfo, NodeInfo, PartitionInfo, ReplicaInfo, Role};
+use crate::node::{ClusterInfo, Joined, NodeInfo, PartitionInfo, ReplicaInfo, Role};
 use crate::proto::v1;
 use crate::proto::v1::cluster_server::Cluster;
 use crate::types::Epoch;
@@ -75,6 +75,13 @@ impl<N: Backend> Cluster for Service<N> {
             }
             .await,
         )
+    }
+
+    async fn join(&self, request: Request<v1::JoinRequest>) -> Answer<v1::JoinResponse> {
+        let limit = Clock::of(&request).unary();
+        let address = request.into_inner().address;
+        let joined = limit.write(self.node.join(&address, None, limit.node)).await;
+        answer(joined.map(|Joined { node, is_member }| v1::JoinResponse { node, is_member }))
     }
 
     async fn leave(&self, request: Request<v1::LeaveRequest>) -> Answer<v1::LeaveResponse> {

@@ -13,8 +13,8 @@ use crate::error::{Error, Reason, Result};
 use crate::kv::{Op, Outcome, Precondition, Record};
 use crate::limits::{SCAN_MESSAGE_BYTES, SCAN_MESSAGE_RECORDS};
 use crate::node::{
-    ClusterInfo, Consistency, Deadline, NodeInfo, PartitionInfo, Problem, ReplicaInfo, Role, ScanPage,
-    ScanQuery,
+    ClusterInfo, Consistency, Deadline, Joined, NodeInfo, PartitionInfo, Problem, ReplicaInfo, Role,
+    ScanPage, ScanQuery,
 };
 use crate::types::{Epoch, NodeId, PartitionId, ReplicaId};
 
@@ -152,6 +152,15 @@ impl Backend for Fake {
             return Err(Error::new(Reason::Unavailable, "no routing table yet"));
         }
         Ok((7, PartitionId(0)))
+    }
+
+    async fn join(&self, address: &str, name: Option<&str>, _deadline: Deadline) -> Result<Joined> {
+        match (address, name) {
+            ("localhost:8080" | "[::1]:8080", name) => {
+                Ok(Joined { node: name.unwrap_or("node1").to_string(), is_member: true })
+            }
+            (address, _) => Err(Error::new(Reason::Unavailable, format!("no node answers at {address}"))),
+        }
     }
 
     async fn leave(&self, name: &str, _deadline: Deadline) -> Result<()> {

@@ -24,9 +24,6 @@ use crate::proto::v1;
 /// The original's own words; its clients compare them.
 const KEY_NOT_FOUND: &str = "key not found";
 
-const JOINS_BY_PEERS: &str = "a node joins by naming a member in its own peers: start it with an empty data_dir \
-                              and peers = [\"this node's address\"]";
-
 #[derive(Debug)]
 pub(super) struct Service<N> {
     node: Arc<N>,
@@ -103,7 +100,10 @@ impl<N: Backend> RushKv for Service<N> {
     async fn join(&self, request: Request<JoinRequest>) -> Answer<JoinResponse> {
         let limit = limit(&request);
         let request = request.into_inner();
-        let result = async { join(&limit.read(self.node.cluster_info()).await?, &request) };
+        let result = async {
+            let address = join_address(&request)?;
+            limit.write(self.node.join(&address, Some(&request.node_id), limit.node)).await
+        };
         let (success, error) = body(result).await;
         Ok(Response::new(JoinResponse { success, error }))
     }
@@ -133,19 +133,17 @@ async fn body<T>(result: impl Future<Output = Result<T>>) -> (bool, String) {
     }
 }
 
-/// A member that joins again changes nothing, and succeeds as in the original.
-fn join(info: &ClusterInfo, request: &JoinRequest) -> Result<()> {
-    let Some(member) = info.nodes.iter().find(|node| node.name == request.node_id) else {
-        return Err(Error::new(Reason::Unimplemented, JOINS_BY_PEERS));
-    };
-    let (address, port) = split(&member.address);
-    if (address, port) == (request.address.as_str(), request.port) {
-        return Ok(());
+/// Host and port in one; an IPv6 host gets its brackets.
+fn join_address(request: &JoinRequest) -> Result<String> {
+    let JoinRequest { address: host, port, .. } = request;
+    if host.is_empty() || !(1..=65535).contains(port) {
+        let message = format!("\"{host}\" and {port} are not the host and port of a node");
+        return Err(Error::new(Reason::InvalidArgument, message));
     }
-    Err(Error::new(
-        Reason::InvalidArgument,
-        format!("{} is a member already, at {}", member.name, member.address),
-    ))
+    Ok(match host.contains(':') && !host.starts_with('[') {
+        true => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
+    })
 }
 
 fn cluster_info(info: ClusterInfo) -> ClusterInfoResponse {
@@ -197,18 +195,16 @@ mod unit {
     }
 
     #[test]
-    fn no_join_succeeds_that_changes_anything() {
-        let info = fake::cluster_info();
-        let request = |name: &str, address: &str, port| JoinRequest {
-            node_id: name.into(),
-            address: address.into(),
-            port,
+    fn a_join_names_an_address() {
+        let address = |host: &str, port| {
+            join_address(&JoinRequest { node_id: "n".into(), address: host.into(), port })
+                .map_err(|error| error.reason)
         };
-        assert_eq!(join(&info, &request("node1", "localhost", 8080)), Ok(()));
-        let reason = |result: Result<()>| result.unwrap_err().reason;
-        assert_eq!(reason(join(&info, &request("node1", "localhost", 8081))), Reason::InvalidArgument);
-        assert_eq!(reason(join(&info, &request("node2", "localhost", 8081))), Reason::Unimplemented);
-        let error = join(&info, &request("node2", "localhost", 8081)).unwrap_err();
-        assert!(text(&error).contains("peers"), "{}", text(&error));
+        assert_eq!(address("localhost", 8081), Ok("localhost:8081".into()));
+        assert_eq!(address("::1", 8081), Ok("[::1]:8081".into()));
+        assert_eq!(address("[::1]", 8081), Ok("[::1]:8081".into()));
+        for (host, port) in [("", 8081), ("h", 0), ("h", -1), ("h", 65536)] {
+            assert_eq!(address(host, port), Err(Reason::InvalidArgument), "{host} {port}");
+        }
     }
 }

@@ -64,6 +64,12 @@ impl Peer for Service {
         answer(limit.write(admitted).await)
     }
 
+    async fn give_up(&self, request: Request<v1::GiveUpRequest>) -> Answer<v1::GiveUpResponse> {
+        let limit = Clock::of(&request).unary();
+        let given_up = self.node.peer_give_up(request.into_inner(), limit.node);
+        answer(limit.write(given_up).await.map(|()| v1::GiveUpResponse {}))
+    }
+
     async fn propose(&self, request: Request<v1::ProposeRequest>) -> Answer<v1::ProposeResponse> {
         let limit = Clock::of(&request).unary();
         let v1::ProposeRequest { cluster_id, group, command } = request.into_inner();

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock, statvfs};
 
 use super::{Error, Kind, Options, Result, dir};
-use crate::disk;
+use crate::{crash_point, disk};
 
 /// Version of the directory's layout that this program writes, and the newest that it reads.
 pub const FORMAT_VERSION: u32 = 1;
@@ -27,6 +27,8 @@ const OURS_BEFORE_CREATING: [&str; 3] = [LOCK, "CREATING.new", "lost+found"];
 const CLEAN: &str = "CLEAN";
 const WAL: &str = "wal";
 const ENGINE: &str = "engine";
+/// What the layers above keep beside the parts, and is of no use without them.
+const OTHERS_OF_OURS: [&str; 4] = [CLEAN, "IDENTITY", "PREPARED", "checkpoint"];
 
 /// A data directory that this process holds; others are refused until it is dropped.
 #[derive(Debug)]
@@ -98,6 +100,24 @@ impl DataDir {
     pub fn mark_clean_stop(&self) -> Result<()> {
         disk::write_atomic(&self.path.join(CLEAN), b"")
             .map_err(|error| self.context().io("writing CLEAN", error))
+    }
+
+    /// Empties the directory and makes it anew, with another id: for a node that gives itself up. What is
+    /// in it is lost. A crash on the way leaves a directory whose next opening goes on with it.
+    ///
+    /// # Errors
+    /// If a step can't be taken; the next opening tries again.
+    pub fn begin_anew(self) -> Result<DataDir> {
+        let DataDir { path, engine, _lock, .. } = self;
+        let context = Context { path: &path, engine };
+        disk::write_atomic(&path.join(CREATING), b"")
+            .map_err(|error| context.io("writing CREATING", error))?;
+        crash_point::reached("data-dir.to-be-made-anew");
+        fs::remove_file(path.join(FORMAT)).map_err(|error| context.io("removing FORMAT", error))?;
+        disk::sync_dir(&path).map_err(|error| context.io("syncing it", error))?;
+        crash_point::reached("data-dir.format-removed");
+        let disk_id = context.create()?;
+        Ok(DataDir { path, engine, disk_id, _lock })
     }
 
     /// Bytes that we can still write on its file system.
@@ -223,13 +243,9 @@ impl Context<'_> {
     fn create(&self) -> Result<String> {
         let io = |doing: &'static str| move |error| self.io(doing, error);
         disk::write_atomic(&self.path.join(CREATING), b"").map_err(io("writing CREATING"))?;
+        self.empty()?;
+        crash_point::reached("data-dir.emptied");
         let engine_dir = self.path.join(ENGINE);
-        match fs::remove_dir_all(&engine_dir) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(self.io("removing a half-made engine", error));
-            }
-            _ => {}
-        }
         if self.engine != Kind::Memory {
             fs::create_dir(&engine_dir).map_err(io("creating engine"))?;
             super::open(self.engine, &engine_dir, &Options::default())?.close()?;
@@ -249,6 +265,27 @@ impl Context<'_> {
         fs::remove_file(self.path.join(CREATING)).map_err(io("removing CREATING"))?;
         disk::sync_dir(self.path).map_err(io("syncing it"))?;
         Ok(disk_id)
+    }
+
+    /// Removes, durably, what a half-made directory holds, or one that is made anew.
+    fn empty(&self) -> Result<()> {
+        for part in [ENGINE, WAL] {
+            match fs::remove_dir_all(self.path.join(part)) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(self.io(&format!("removing {part}"), error));
+                }
+                _ => {}
+            }
+        }
+        for file in OTHERS_OF_OURS {
+            match fs::remove_file(self.path.join(file)) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(self.io(&format!("removing {file}"), error));
+                }
+                _ => {}
+            }
+        }
+        disk::sync_dir(self.path).map_err(|error| self.io("syncing it", error))
     }
 
     /// Returns the disk id.

@@ -14,6 +14,7 @@ use crate::error::{Error, Reason};
 struct Fake {
     problems: Mutex<Vec<Problem>>,
     failure: Notify,
+    anew: Notify,
     shutdown_hangs: AtomicBool,
     shutdown_fails: AtomicBool,
     shutdowns: AtomicUsize,
@@ -27,6 +28,10 @@ impl Work for Fake {
     async fn failed(&self) -> String {
         self.failure.notified().await;
         "fsync of the log failed".to_string()
+    }
+
+    async fn starts_anew(&self) {
+        self.anew.notified().await;
     }
 
     async fn probe(&self) -> Result<()> {
@@ -246,6 +251,19 @@ async fn a_node_that_fails_while_it_stops_is_a_failure_too() {
     run.manager.wait_for("STOPPING=1").await;
     run.node.failure.notify_one();
     assert_eq!(run.ended().await.0, Ended::Failed("fsync of the log failed".to_string()));
+}
+
+#[tokio::test]
+async fn a_node_that_starts_anew_is_closed_and_no_stop_is_told() {
+    let run = start();
+    run.until_ready().await;
+    run.node.anew.notify_one();
+    run.calls_done.notify_one();
+    let node = run.node.clone();
+    let (ended, seen) = run.ended().await;
+    assert_eq!(ended, Ended::Again);
+    assert_eq!(node.shutdowns.load(Ordering::SeqCst), 1);
+    assert!(!seen.contains("STOPPING"), "{seen}");
 }
 
 #[tokio::test]
