@@ -195,7 +195,7 @@ pub struct Bench {
     /// Bytes of each value: 128, 4k
     #[arg(long, default_value = "128", value_name = "BYTES", value_parser = value_size)]
     pub value_size: u64,
-    /// How many different keys
+    /// How many different keys; no more than --count
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     pub keys: u64,
     /// Share of gets in mixed work

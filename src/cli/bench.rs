@@ -29,7 +29,9 @@ const FAILURE_PAUSE: Duration = Duration::from_millis(10);
 /// Batches under way while keys are written before, or removed after.
 const BATCHES_AT_ONCE: usize = 8;
 
-pub(super) async fn run(session: &mut Session, args: Bench) -> Outcome {
+pub(super) async fn run(session: &mut Session, mut args: Bench) -> Outcome {
+    // More keys than calls would only be written and removed.
+    args.keys = args.keys.min(args.count.unwrap_or(u64::MAX)).max(1);
     let client = session.client.with_connections(usize::from(args.connections))?;
     let printer = &mut session.printer;
     let values = Values::new(args.value_size);

@@ -143,6 +143,24 @@ async fn failures_have_their_exit_codes() {
 }
 
 #[tokio::test]
+async fn several_servers_are_asked_and_nobody_there_is_told_soon() {
+    let fake = Fake::start().await;
+    fake.put("k", "v");
+    let dead = refusing().await;
+    let both = format!("{dead},{}", fake.address);
+    let started = std::time::Instant::now();
+    for (address, words) in [(&both, &["get", "k"][..]), (&dead, &["-s", &fake.address, "get", "k"])] {
+        let ran = run_program(super::run, address, words).await;
+        assert_eq!((ran.text().as_str(), ran.exit), ("v", 0), "{ran:?}");
+    }
+    let ran = run_program(super::run, &dead, &["put", "k", "v"]).await;
+    assert_eq!(ran.exit, 5);
+    assert!(ran.err.contains("SERVER") && ran.err.contains("Connection refused"), "{ran:?}");
+    let took = started.elapsed();
+    assert!(took < std::time::Duration::from_secs(4), "{took:?}, and a call may take 5 s");
+}
+
+#[tokio::test]
 async fn a_wrong_command_line_is_told() {
     let fake = Fake::start().await;
     for words in
@@ -466,6 +484,10 @@ async fn bench_measures_and_cleans_up() {
     );
     let kept = records(&fake).len();
     assert!(kept > 1);
+    let before = fake.calls().len();
+    let ran = cli(&fake, &["bench", "get", "-n", "1", "--prefix", "few:"]).await;
+    assert_eq!(ran.exit, 0, "{ran:?}");
+    assert!(fake.calls().len() - before < 10, "no more keys are written than are read: {:?}", fake.calls());
     let ran = cli(&fake, &["bench", "put", "-n", "5"]).await;
     assert_eq!(ran.exit, 2, "keys that it would overwrite are there: {ran:?}");
     assert_eq!(records(&fake).len(), kept);

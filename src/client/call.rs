@@ -4,37 +4,44 @@
 //! server said so, or the request never left (see [`crate::transport::Gate`]). Everything else about a write is
 //! [`Reason::OutcomeUnknown`], and is the caller's to decide.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use tonic::{Request, Response, Status};
 
 use super::pool::{Endpoint, Pool};
+use super::{Inner, table};
 use crate::error::{Error, Reason, Result};
+use crate::placement;
 pub(super) use crate::transport::Kind;
-use crate::transport::{self, GatedChannel, Limit};
+use crate::transport::{self, CLUSTER, Failed, GatedChannel, Leader, Limit, OF_ANOTHER_CLUSTER};
 
-/// First pause between attempts, doubled each time up to the longest. A leader election takes about a
-/// second: the first pauses are well below that, and a handful of attempts outlasts it.
+/// First pause between rounds of attempts, doubled each time up to the longest. A leader election takes
+/// about a second: the first pauses are well below that, and a handful of attempts outlasts it.
 const PAUSE_FIRST: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(800);
 
 /// Beyond the time to connect: how long a request may wait for its turn on a busy connection.
 const TURN_WAIT: Duration = Duration::from_millis(500);
 
-/// Least time for one attempt of a read, when the deadline is shared among endpoints.
+/// How long a request may wait to leave while another endpoint could be asked instead: many times what
+/// connecting takes across a continent.
+const TURN_WAIT_AMONG_MANY: Duration = Duration::from_secs(1);
+
+/// Least time for one attempt of a read, when the deadline is shared among endpoints; who is silent for
+/// as long is not asked for a while.
 const ATTEMPT_MIN: Duration = Duration::from_millis(500);
 
 /// What a call is made with.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(super) struct Caller<'a> {
-    pub(super) pool: &'a Pool,
-    pub(super) connect_timeout: Duration,
+    pub(super) inner: &'a Arc<Inner>,
 }
 
 impl Caller<'_> {
-    /// Makes one call: asks endpoint after endpoint until one answers, the failure is final, or the
-    /// deadline is near. Also tells which endpoint answered.
+    /// Makes one call, wherever: asks endpoint after endpoint until one answers, the failure is final, or
+    /// the deadline is near. Also tells which endpoint answered.
     pub(super) async fn call<M, R, S, F>(
         self,
         kind: Kind,
@@ -47,30 +54,82 @@ impl Caller<'_> {
         S: Fn(GatedChannel, Request<M>) -> F,
         F: Future<Output = Result<Response<R>, Status>>,
     {
-        let mut backoff = Backoff::default();
-        let mut attempts = 0;
+        self.call_at(kind, None, message, deadline, send).await
+    }
+
+    /// The same, of a call on a key that its leader has to answer: asks that one first.
+    pub(super) async fn call_leader<M, R, S, F>(
+        self,
+        kind: Kind,
+        key: &[u8],
+        message: &M,
+        deadline: Instant,
+        send: S,
+    ) -> Result<R>
+    where
+        M: Clone,
+        S: Fn(GatedChannel, Request<M>) -> F,
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        Ok(self.call_at(kind, Some(placement::hash(key)), message, deadline, send).await?.0)
+    }
+
+    async fn call_at<M, R, S, F>(
+        self,
+        kind: Kind,
+        hash: Option<u64>,
+        message: &M,
+        deadline: Instant,
+        send: S,
+    ) -> Result<(R, String)>
+    where
+        M: Clone,
+        S: Fn(GatedChannel, Request<M>) -> F,
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        let Inner { pool, routes, .. } = &**self.inner;
+        let mut rounds = Rounds::new(self.inner);
         loop {
-            let (number, endpoint) = self.pool.current();
+            let leader = hash.and_then(|hash| routes.leader_of(hash));
+            let endpoint = rounds.next(leader, deadline).await?;
             let attempt_deadline = match kind {
                 Kind::Write => deadline,
-                Kind::Read => share(deadline, self.pool.len().saturating_sub(attempts)),
+                Kind::Read => share(deadline, rounds.untried()),
             };
             let left = attempt_deadline.saturating_duration_since(Instant::now());
-            let error = match self.attempt(kind, endpoint, message, left, attempt_deadline, &send).await {
-                Ok(response) => return Ok((response, endpoint.name.clone())),
-                Err(error) => error,
+            let answer = self.attempt(kind, &endpoint, message, left, attempt_deadline, &send).await;
+            if let Some(hash) = hash {
+                self.note(hash, &endpoint, &answer);
+            }
+            let failed = match answer {
+                Ok(response) => return Ok((response.into_inner(), endpoint.name.clone())),
+                Err(failed) => failed,
             };
-            if !may_retry(kind, &error) {
-                return Err(error);
+            if !may_retry(kind, &failed.error) {
+                return Err(failed.error);
             }
-            self.pool.leave(number);
-            attempts += 1;
-            // Another endpoint is tried at once; when all have failed, it is time to wait.
-            let pause = if attempts % self.pool.len() == 0 { backoff.pause() } else { Duration::ZERO };
-            if Instant::now() + pause >= deadline {
-                return Err(error);
+            pool.leave(&endpoint);
+            rounds.failed(endpoint, failed);
+        }
+    }
+
+    /// Learns from an answer who leads.
+    fn note<R>(self, hash: u64, endpoint: &Arc<Endpoint>, answer: &Result<Response<R>, Failed>) {
+        let Inner { pool, routes, .. } = &**self.inner;
+        let (metadata, is_done) = match answer {
+            Ok(response) => (response.metadata(), true),
+            Err(failed) => (&failed.metadata, failed.error.reason == Reason::PreconditionFailed),
+        };
+        let Some(leader) = Leader::read(metadata) else {
+            if is_done {
+                routes.leads(hash, endpoint);
+            } else if answer.as_ref().is_err_and(does_not_lead) {
+                routes.forget(hash, endpoint);
             }
-            sleep(pause).await;
+            return;
+        };
+        if routes.told(hash, &leader, pool) {
+            table::fetch(self.inner, endpoint.clone());
         }
     }
 
@@ -83,18 +142,118 @@ impl Caller<'_> {
         grpc_timeout: Duration,
         deadline: Instant,
         send: &S,
-    ) -> Result<R>
+    ) -> Result<Response<R>, Failed>
     where
         M: Clone,
         S: Fn(GatedChannel, Request<M>) -> F,
         F: Future<Output = Result<Response<R>, Status>>,
     {
-        let leaves_within = self.connect_timeout + TURN_WAIT;
-        let channel = endpoint.channel();
+        let mut leaves_within = self.inner.connect_timeout + TURN_WAIT;
+        if self.inner.pool.all().len() > 1 {
+            leaves_within = leaves_within.min(TURN_WAIT_AMONG_MANY);
+        }
+        let mut request = Request::new(message.clone());
+        if let Some(cluster) = &endpoint.cluster {
+            request.metadata_mut().insert(CLUSTER, cluster.clone());
+        }
         let limit = Limit { grpc_timeout, leaves_within, deadline };
-        let result = transport::attempt(kind, channel, message.clone(), limit, send).await;
-        result.map_err(|error| name(endpoint, error))
+        let started = Instant::now();
+        let result = transport::attempt(kind, endpoint.channel(), request, limit, send).await;
+        match &result {
+            Err(failed) if is_no_help(&failed.error) => endpoint.is_ill(),
+            Err(failed) if failed.answered => endpoint.is_well(),
+            // A caller in a hurry does not make a server ill.
+            Err(failed) if failed.error.reason == Reason::Unavailable || started.elapsed() >= ATTEMPT_MIN => {
+                endpoint.is_ill();
+            }
+            Err(_) => {}
+            Ok(_) => endpoint.is_well(),
+        }
+        result.map_err(|failed| Failed { error: name(endpoint, failed.error), ..failed })
     }
+}
+
+/// Whom one call asks, one after the other: the leader, then everybody who is worth asking; and again
+/// after a pause.
+pub(super) struct Rounds<'a> {
+    inner: &'a Inner,
+    started: Instant,
+    /// In this round.
+    tried: Vec<Arc<Endpoint>>,
+    /// Some server has answered.
+    reached: bool,
+    last: Option<Error>,
+    backoff: Backoff,
+}
+
+impl<'a> Rounds<'a> {
+    pub(super) fn new(inner: &'a Inner) -> Rounds<'a> {
+        Rounds {
+            inner,
+            started: Instant::now(),
+            tried: Vec::new(),
+            reached: false,
+            last: None,
+            backoff: Backoff::default(),
+        }
+    }
+
+    /// The endpoint to ask next; waits between rounds.
+    ///
+    /// # Errors
+    /// The last failure, when there is no time left.
+    pub(super) async fn next(
+        &mut self,
+        leader: Option<Arc<Endpoint>>,
+        deadline: Instant,
+    ) -> Result<Arc<Endpoint>> {
+        let pool: &Pool = &self.inner.pool;
+        let leader = leader.filter(|one| !self.tried.contains(one) && one.is_worth_asking());
+        if let Some(endpoint) = leader.or_else(|| pool.pick(&self.tried)) {
+            return Ok(endpoint);
+        }
+        let Some(last) = self.last.take() else {
+            // Nobody is worth asking: somebody has to be asked all the same.
+            return Ok(pool.current());
+        };
+        let pause = self.backoff.pause();
+        let gives_up = !self.reached && self.started.elapsed() + pause >= self.inner.unreachable_after;
+        if gives_up || Instant::now() + pause >= deadline {
+            return Err(last);
+        }
+        sleep(pause).await;
+        self.tried.clear();
+        Ok(pool.pick(&[]).unwrap_or_else(|| pool.current()))
+    }
+
+    /// How many were not asked in this round, whoever is asked now included.
+    fn untried(&self) -> usize {
+        self.inner.pool.all().len().saturating_sub(self.tried.len())
+    }
+
+    pub(super) fn failed(&mut self, endpoint: Arc<Endpoint>, failed: Failed) {
+        self.reached |= failed.answered;
+        self.tried.push(endpoint);
+        self.last = Some(failed.error);
+    }
+}
+
+/// Whether a server answered, and yet is of no use for a while: it stops, or is of another cluster.
+fn is_no_help(error: &Error) -> bool {
+    error.reason == Reason::ShuttingDown || error.metadata.contains_key(OF_ANOTHER_CLUSTER)
+}
+
+/// Whether somebody else may do better: what is wrong with the request itself is so everywhere.
+fn does_not_lead(failed: &Failed) -> bool {
+    let told = matches!(
+        failed.error.reason,
+        Reason::Unavailable
+            | Reason::ShuttingDown
+            | Reason::ReplicaFailed
+            | Reason::DeadlineExceeded
+            | Reason::OutcomeUnknown
+    );
+    told || !failed.answered
 }
 
 /// An equal part of the time left, for one of `parts` attempts.
@@ -138,10 +297,15 @@ impl Backoff {
     pub(super) fn pause(&mut self) -> Duration {
         let full = self.next;
         self.next = (full * 2).min(PAUSE_MAX);
-        // Without randomness (it never fails in practice) clients merely stay in step.
-        let draw = getrandom::u32().unwrap_or(u32::MAX);
-        full / 2 + (full / 2).mul_f64(f64::from(draw) / f64::from(u32::MAX))
+        jittered(full)
     }
+}
+
+/// Drawn from the upper half.
+pub(super) fn jittered(full: Duration) -> Duration {
+    // Without randomness (it never fails in practice) clients merely stay in step.
+    let draw = getrandom::u32().unwrap_or(u32::MAX);
+    full / 2 + (full / 2).mul_f64(f64::from(draw) / f64::from(u32::MAX))
 }
 
 #[cfg(test)]

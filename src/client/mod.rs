@@ -16,13 +16,14 @@
 //!
 //! Every error names the endpoint it comes from, in its message and as metadata `endpoint`.
 //!
-//! It does not know yet which node leads which partition: it asks one endpoint until that fails, and
-//! every node answers for every key.
+//! Any node answers for any key. An answer that had to come from elsewhere says from where, and the client
+//! goes straight to the nodes that lead from then on; batches and scans go to any node.
 
 mod batch;
 mod call;
 mod pool;
 mod scan;
+mod table;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -40,6 +41,7 @@ use tokio::time::Instant;
 use call::{Caller, Kind};
 pub use pool::PORT_DEFAULT;
 use pool::Pool;
+use table::Routes;
 pub use types::{
     Deleted, Precondition, Record, ScanOptions, WriteOp, WriteOutcome, Written, check, prefix_end,
 };
@@ -67,6 +69,7 @@ pub struct Builder {
     endpoints: Vec<String>,
     timeout: Duration,
     connect_timeout: Duration,
+    unreachable_after: Duration,
     connections: usize,
 }
 
@@ -76,6 +79,7 @@ impl Default for Builder {
             endpoints: Vec::new(),
             timeout: TIMEOUT_DEFAULT,
             connect_timeout: CONNECT_TIMEOUT_DEFAULT,
+            unreachable_after: Duration::MAX,
             connections: CONNECTIONS_DEFAULT,
         }
     }
@@ -103,6 +107,14 @@ impl Builder {
         self
     }
 
+    /// How long a call goes on while no server at all can be reached; at most, and unless this is called,
+    /// its whole timeout, so that it outlives a restart.
+    #[must_use]
+    pub fn unreachable_after(mut self, patience: Duration) -> Builder {
+        self.unreachable_after = patience;
+        self
+    }
+
     /// Connections to each endpoint; at least one.
     #[must_use]
     pub fn connections(mut self, connections: usize) -> Builder {
@@ -116,14 +128,19 @@ impl Builder {
     /// `InvalidArgument`: there is no endpoint, or one is not host:port.
     pub fn build(self) -> Result<Client> {
         let pool = Pool::new(&self.endpoints, self.connections, self.connect_timeout)?;
-        let inner = Inner { pool, connect_timeout: self.connect_timeout, endpoints: self.endpoints };
-        Ok(Client { inner: Arc::new(inner), timeout: self.timeout })
+        let timeout = self.timeout;
+        let Builder { connect_timeout, unreachable_after, endpoints, .. } = self;
+        let routes = Routes::default();
+        let inner = Inner { pool, routes, connect_timeout, unreachable_after, endpoints };
+        Ok(Client { inner: Arc::new(inner), timeout })
     }
 }
 
 struct Inner {
     pool: Pool,
+    routes: Routes,
     connect_timeout: Duration,
+    unreachable_after: Duration,
     endpoints: Vec<String>,
 }
 
@@ -153,9 +170,9 @@ impl Client {
 
     /// A client of the same endpoints with connections of its own, this many to each.
     pub fn with_connections(&self, connections: usize) -> Result<Client> {
+        let Inner { connect_timeout, unreachable_after, .. } = *self.inner;
         let endpoints = self.inner.endpoints.clone();
-        let connect_timeout = self.inner.connect_timeout;
-        Builder { endpoints, timeout: self.timeout, connect_timeout, connections }.build()
+        Builder { endpoints, timeout: self.timeout, connect_timeout, unreachable_after, connections }.build()
     }
 
     pub fn timeout(&self) -> Duration {
@@ -164,7 +181,7 @@ impl Client {
 
     /// The endpoints, as errors name them.
     pub fn endpoints(&self) -> Vec<String> {
-        self.inner.pool.names().map(String::from).collect()
+        self.inner.pool.given().iter().map(|endpoint| endpoint.name.clone()).collect()
     }
 
     /// Sets a key. It is on stable storage of a majority of its replicas when this returns.
@@ -187,8 +204,8 @@ impl Client {
         let WriteOp::Put { key, value, .. } = op else { unreachable!("made above") };
         let request = v1::PutRequest { key, value, precondition: precondition.to_wire() };
         let send = |channel, request| async move { kv_client(channel).put(request).await };
-        let (response, _) = self.caller().call(Kind::Write, &request, self.deadline(), send).await?;
-        Ok(response.into())
+        let call = self.caller().call_leader(Kind::Write, &request.key, &request, self.deadline(), send);
+        Ok(call.await?.into())
     }
 
     /// Reads a key; `None`: there is no such key. Reflects every write acknowledged before the call.
@@ -205,7 +222,11 @@ impl Client {
         types::check_key(&key)?;
         let request = v1::GetRequest { key, consistency: consistency(stale).into() };
         let send = |channel, request| async move { kv_client(channel).get(request).await };
-        let (response, _) = self.caller().call(Kind::Read, &request, self.deadline(), send).await?;
+        let deadline = self.deadline();
+        let response: v1::GetResponse = match stale {
+            true => self.caller().call(Kind::Read, &request, deadline, send).await?.0,
+            false => self.caller().call_leader(Kind::Read, &request.key, &request, deadline, send).await?,
+        };
         Ok(response.record.map(Record::from))
     }
 
@@ -229,8 +250,8 @@ impl Client {
         let WriteOp::Delete { key, .. } = op else { unreachable!("made above") };
         let request = v1::DeleteRequest { key, precondition: precondition.to_wire() };
         let send = |channel, request| async move { kv_client(channel).delete(request).await };
-        let (response, _) = self.caller().call(Kind::Write, &request, self.deadline(), send).await?;
-        Ok(response.into())
+        let call = self.caller().call_leader(Kind::Write, &request.key, &request, self.deadline(), send);
+        Ok(call.await?.into())
     }
 
     /// Reads a range in key order. The stream outlives broken connections, and ends after its first
@@ -310,7 +331,7 @@ impl Client {
     }
 
     fn caller(&self) -> Caller<'_> {
-        Caller { pool: &self.inner.pool, connect_timeout: self.inner.connect_timeout }
+        Caller { inner: &self.inner }
     }
 
     fn deadline(&self) -> Instant {

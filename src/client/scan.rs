@@ -5,24 +5,26 @@
 //! call timeout without a single new message ends the scan.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tonic::Streaming;
 
-use super::call::{Backoff, Kind, may_retry, name};
+use super::call::{Kind, Rounds, may_retry, name};
+use super::pool::Endpoint;
 use super::types::{Record, ScanOptions};
 use super::{Client, kv_client};
 use crate::error::{Error, Happened, Reason, Result};
 use crate::limits;
 use crate::proto::v1;
-use crate::transport::judge;
+use crate::transport::{Failed, judge};
 
 /// A stream under way.
 struct Open {
-    /// Of the endpoint it comes from.
-    number: usize,
+    /// Where it comes from.
+    endpoint: Arc<Endpoint>,
     messages: Streaming<v1::ScanResponse>,
     /// Whether anything came yet.
     fresh: bool,
@@ -89,66 +91,75 @@ impl Scan {
     /// Receives one message, over a new stream if there is none or it breaks.
     async fn next_page(&mut self) -> Result<()> {
         let deadline = Instant::now() + self.client.timeout;
-        let mut backoff = Backoff::default();
-        let mut attempts = 0;
+        let client = self.client.clone();
+        let mut rounds = Rounds::new(&client.inner);
         loop {
-            let (number, error) = match self.receive(deadline).await {
-                Ok(()) => return Ok(()),
-                Err(failure) => failure,
+            let open = match self.open.take() {
+                Some(open) => open,
+                None => {
+                    let endpoint = rounds.next(None, deadline).await?;
+                    match self.ask(endpoint.clone(), deadline).await {
+                        Ok(open) => open,
+                        Err(failed) => {
+                            give_up_or_leave(&client, &mut rounds, endpoint, failed)?;
+                            continue;
+                        }
+                    }
+                }
             };
-            self.open = None;
-            if !may_retry(Kind::Read, &error) {
-                return Err(error);
+            let endpoint = open.endpoint.clone();
+            match self.receive(open, deadline).await {
+                Ok(()) => return Ok(()),
+                Err(failed) => give_up_or_leave(&client, &mut rounds, endpoint, failed)?,
             }
-            let pool = &self.client.inner.pool;
-            pool.leave(number);
-            attempts += 1;
-            let pause = if attempts % pool.len() == 0 { backoff.pause() } else { std::time::Duration::ZERO };
-            if Instant::now() + pause >= deadline {
-                return Err(error);
-            }
-            sleep(pause).await;
         }
     }
 
-    async fn receive(&mut self, deadline: Instant) -> Result<(), (usize, Error)> {
-        let client = self.client.clone();
-        let caller = client.caller();
-        let mut open = match self.open.take() {
-            Some(open) => open,
-            None => {
-                self.request.limit = self.wanted.unwrap_or(0);
-                let (number, endpoint) = caller.pool.current();
-                let send = |channel, request| async move { kv_client(channel).scan(request).await };
-                // The server may stream for as long as it lets anybody; we resume after that.
-                let grpc_timeout = limits::CALL_DEADLINE_MAX;
-                let messages = caller
-                    .attempt(Kind::Read, endpoint, &self.request, grpc_timeout, deadline, &send)
-                    .await
-                    .map_err(|error| (number, error))?;
-                Open { number, messages, fresh: true }
-            }
-        };
-        let number = open.number;
-        let fail = |error| Err((number, name(caller.pool.endpoint(number), error)));
-        match timeout_at(deadline, open.messages.next()).await {
+    async fn ask(&self, endpoint: Arc<Endpoint>, deadline: Instant) -> Result<Open, Failed> {
+        let request = v1::ScanRequest { limit: self.wanted.unwrap_or(0), ..self.request.clone() };
+        let send = |channel, request| async move { kv_client(channel).scan(request).await };
+        // The server may stream for as long as it lets anybody; we resume after that.
+        let grpc_timeout = limits::CALL_DEADLINE_MAX;
+        let caller = self.client.caller();
+        let answer = caller.attempt(Kind::Read, &endpoint, &request, grpc_timeout, deadline, &send).await?;
+        Ok(Open { endpoint, messages: answer.into_inner(), fresh: true })
+    }
+
+    async fn receive(&mut self, mut open: Open, deadline: Instant) -> Result<(), Failed> {
+        let (error, answered) = match timeout_at(deadline, open.messages.next()).await {
             Ok(Some(Ok(message))) => {
                 // No token: the range is exhausted.
                 self.exhausted = message.page_token.is_empty();
                 self.request.page_token = message.page_token;
                 self.page = message.records.into();
                 self.open = Some(Open { fresh: false, ..open });
-                Ok(())
+                return Ok(());
             }
             // Nothing from here on. After a message with a token there may be more: ask again.
             Ok(None) => {
                 self.exhausted = open.fresh;
-                Ok(())
+                return Ok(());
             }
             Ok(Some(Err(status))) => {
-                fail(judge(Kind::Read, &status, Happened::No, Instant::now() >= deadline))
+                (judge(Kind::Read, &status, Happened::No, Instant::now() >= deadline), true)
             }
-            Err(_) => fail(Error::new(Reason::DeadlineExceeded, "no further records in time")),
-        }
+            Err(_) => (Error::new(Reason::DeadlineExceeded, "no further records in time"), false),
+        };
+        let error = name(&open.endpoint, error);
+        Err(Failed { error, answered, metadata: tonic::metadata::MetadataMap::new() })
     }
+}
+
+fn give_up_or_leave(
+    client: &Client,
+    rounds: &mut Rounds<'_>,
+    endpoint: Arc<Endpoint>,
+    failed: Failed,
+) -> Result<()> {
+    if !may_retry(Kind::Read, &failed.error) {
+        return Err(failed.error);
+    }
+    client.inner.pool.leave(&endpoint);
+    rounds.failed(endpoint, failed);
+    Ok(())
 }

@@ -18,6 +18,10 @@ use tonic::{Request, Response, Status};
 
 use crate::error::{Error, Reason, to_status};
 use crate::proto::v1;
+use crate::transport::Leader;
+use crate::types::{Epoch, PartitionId};
+
+pub(crate) const CLUSTER_ID: &str = "00c0ffee00c0ffee";
 
 /// What a call does instead of its work.
 pub(crate) enum Act {
@@ -25,6 +29,8 @@ pub(crate) enum Act {
     Fail(Status),
     /// The work is done, and then the status is answered nevertheless.
     WorkThenFail(Status),
+    /// The work is done, and the answer says that the node at this address leads.
+    Tell(String),
     Hang,
 }
 
@@ -41,6 +47,8 @@ pub(crate) struct State {
     plan: Plan,
     pub(crate) records: Mutex<BTreeMap<Bytes, v1::Record>>,
     calls: Mutex<Vec<&'static str>>,
+    /// What a watch of the topology begins with; none: there is no such call.
+    pub(crate) topology: Mutex<Option<v1::Topology>>,
     /// Records in each message of a scan.
     page: usize,
     /// Keys that one BatchGet answers.
@@ -71,6 +79,7 @@ impl Fake {
             plan,
             records: Mutex::new(BTreeMap::new()),
             calls: Mutex::new(Vec::new()),
+            topology: Mutex::default(),
             page: 3,
             batch_get_room: 2,
         };
@@ -84,6 +93,21 @@ impl Fake {
             router.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
         });
         Fake { state, address, task }
+    }
+
+    /// It tells this table from now on: partition 0 has every hash, and `leader` leads it.
+    pub(crate) fn tell_topology(&self, epoch: u64, leader: &str) {
+        let node = v1::Node { name: "leader".into(), address: leader.into(), ..v1::Node::default() };
+        let partition =
+            v1::Partition { last_hash: u64::MAX, leader: node.name.clone(), ..v1::Partition::default() };
+        let (nodes, partitions) = (vec![node], vec![partition]);
+        let topology = v1::Topology { epoch, nodes, partitions, cluster_id: CLUSTER_ID.into() };
+        *self.state.topology.lock().unwrap() = Some(topology);
+    }
+
+    /// How often `call` was made.
+    pub(crate) fn count(&self, call: &str) -> usize {
+        self.calls().iter().filter(|one| **one == call).count()
     }
 
     pub(crate) fn calls(&self) -> Vec<&'static str> {
@@ -175,6 +199,20 @@ impl State {
         };
         match (self.plan)(call, number) {
             Act::Work => Ok(Response::new(work(self)?)),
+            Act::Tell(address) => {
+                let leader = Leader {
+                    cluster_id: CLUSTER_ID.into(),
+                    epoch: Epoch(4),
+                    partition: PartitionId(0),
+                    address,
+                };
+                let mut answer = work(self).map(Response::new);
+                leader.write(match &mut answer {
+                    Ok(response) => response.metadata_mut(),
+                    Err(status) => status.metadata_mut(),
+                });
+                answer
+            }
             Act::Fail(status) => Err(status),
             Act::WorkThenFail(status) => {
                 work(self)?;
@@ -390,7 +428,7 @@ impl v1::cluster_server::Cluster for State {
                 message: "partition 1 has no leader".into(),
             };
             Ok(v1::InfoResponse {
-                cluster_id: "00c0ffee00c0ffee".into(),
+                cluster_id: CLUSTER_ID.into(),
                 cluster_name: "rushkv".into(),
                 cluster_version: 1,
                 epoch: 4,
@@ -439,7 +477,10 @@ impl v1::cluster_server::Cluster for State {
         &self,
         _: Request<v1::WatchTopologyRequest>,
     ) -> Result<Response<Self::WatchTopologyStream>, Status> {
-        Err(Status::unimplemented("not in tests"))
+        let topology = self.topology.lock().unwrap().clone();
+        let topology = topology.ok_or_else(|| Status::unimplemented("no topology"))?;
+        self.act("watch_topology", |_| Ok(())).await?;
+        Ok(Response::new(Box::pin(stream::once(async { Ok(topology) }))))
     }
 
     async fn join(&self, _: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {

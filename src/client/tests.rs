@@ -271,3 +271,153 @@ async fn a_batch_get_asks_again_for_what_had_no_room() {
     assert_eq!(found, [true, false, true, false, true]);
     assert_eq!(fake.calls().len(), 3, "room for two keys each");
 }
+
+/// A server that says of every answer that the one at `address` leads.
+async fn telling_of(address: &str) -> Fake {
+    let leader = address.to_string();
+    let told = Box::new(move |call, _| match call {
+        "put" | "get" | "delete" => Act::Tell(leader.clone()),
+        _ => Act::Work,
+    });
+    let fake = Fake::with(told).await;
+    fake.tell_topology(4, address);
+    fake
+}
+
+/// Waits until the client goes straight to `leader`.
+async fn goes_to(client: &Client, leader: &Fake) {
+    let since = Instant::now();
+    while leader.count("put") == 0 {
+        assert!(since.elapsed() < Duration::from_secs(10), "it never goes to the leader");
+        client.put("k", "v").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn calls_go_straight_to_the_leader_once_an_answer_told_of_it() {
+    let leader = Fake::start().await;
+    let first = telling_of(&leader.address).await;
+    let client = client(&first.address);
+    goes_to(&client, &leader).await;
+    assert_eq!(first.count("watch_topology"), 1, "the table was fetched once");
+    let before = first.calls().len();
+    client.delete("k").await.unwrap();
+    client.put_if("k", "v", Precondition::Absent).await.unwrap();
+    client.put_if("k", "v", Precondition::Absent).await.unwrap_err();
+    assert!(client.exists("k").await.unwrap());
+    assert_eq!(first.calls().len(), before, "nothing goes there any more");
+    client.get_stale("k").await.unwrap();
+    assert_eq!(first.calls().len(), before + 1, "but what any node may answer");
+}
+
+#[tokio::test]
+async fn a_leader_that_moved_is_found_by_one_answer() {
+    let second = Fake::start().await;
+    let leader = telling_of(&second.address).await;
+    let first = telling_of(&leader.address).await;
+    let client = client(&first.address);
+    goes_to(&client, &leader).await;
+    goes_to(&client, &second).await;
+    assert_eq!((leader.count("put"), second.count("put")), (1, 1), "corrected in one hop");
+}
+
+#[tokio::test]
+async fn a_conflict_tells_of_the_leader_too() {
+    let leader = Fake::start().await;
+    let first = telling_of(&leader.address).await;
+    first.put("k", "v");
+    let client = client(&first.address);
+    let since = Instant::now();
+    while leader.count("put") == 0 {
+        assert!(since.elapsed() < Duration::from_secs(10), "it never goes to the leader");
+        let _ = client.put_if("k", "v", Precondition::Absent).await;
+    }
+}
+
+#[tokio::test]
+async fn a_dead_leader_costs_one_attempt_and_the_others_answer() {
+    let dead = refusing().await;
+    let first = telling_of(&dead).await;
+    let client = client(&first.address);
+    let since = Instant::now();
+    while first.count("watch_topology") == 0 {
+        assert!(since.elapsed() < Duration::from_secs(10), "no table was fetched");
+        client.put("k", "v").await.unwrap();
+    }
+    let start = Instant::now();
+    for _ in 0..200 {
+        client.put("k", "v").await.unwrap();
+    }
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_leader_that_may_have_the_write_is_the_only_one_to_get_it() {
+    let leader = Fake::with(Box::new(|call, number| match (call, number) {
+        ("put", 0) => Act::Work,
+        _ => Act::WorkThenFail(Status::unavailable("proxy")),
+    }))
+    .await;
+    let first = telling_of(&leader.address).await;
+    let client = client(&first.address);
+    goes_to(&client, &leader).await;
+    let before = first.count("put");
+    assert_eq!(client.put("k", "w").await.unwrap_err().reason, Reason::OutcomeUnknown);
+    assert_eq!((first.count("put"), leader.count("put")), (before, 2));
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_request_does_not_unseat_the_leader() {
+    let refused = status(Reason::TooLarge);
+    let leader = Fake::with(Box::new(move |_, number| match number {
+        0 => Act::Work,
+        _ => Act::Fail(refused.clone()),
+    }))
+    .await;
+    let first = telling_of(&leader.address).await;
+    let client = client(&first.address);
+    goes_to(&client, &leader).await;
+    let before = first.calls().len();
+    for _ in 0..3 {
+        client.put("k", "w").await.unwrap_err();
+    }
+    assert_eq!(first.calls().len(), before);
+}
+
+#[tokio::test]
+async fn a_table_that_can_not_be_had_is_not_asked_for_again_and_again() {
+    let first = telling_of("127.0.0.1:1").await;
+    *first.state.topology.lock().unwrap() = Some(crate::proto::v1::Topology::default());
+    let client = client(&first.address);
+    for _ in 0..200 {
+        client.put("k", "v").await.unwrap();
+    }
+    assert!(first.count("watch_topology") <= 1, "{}", first.count("watch_topology"));
+}
+
+#[tokio::test]
+async fn nobody_there_is_told_soon_where_that_is_wished() {
+    let two = format!("{},{}", refusing().await, refusing().await);
+    let hurried = Client::builder()
+        .endpoint(&two)
+        .timeout(Duration::from_secs(30))
+        .unreachable_after(Duration::from_millis(300))
+        .build()
+        .unwrap();
+    let start = Instant::now();
+    for error in [hurried.put("k", "v").await.map(drop), hurried.get("k").await.map(drop)] {
+        assert_eq!(error.unwrap_err().reason, Reason::Unavailable);
+    }
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+
+    // A server that is there and only refuses is waited for.
+    let fake = Fake::with(Box::new(|_, number| match number {
+        0..8 => Act::Fail(status(Reason::Unavailable)),
+        _ => Act::Work,
+    }))
+    .await;
+    let patient =
+        Client::builder().endpoint(&fake.address).unreachable_after(Duration::ZERO).build().unwrap();
+    patient.put("k", "v").await.unwrap();
+    assert_eq!(fake.count("put"), 9);
+}

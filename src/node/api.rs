@@ -4,7 +4,9 @@
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use crate::error::Result;
 use crate::kv;
+use crate::transport::Leader;
 use crate::types::{Epoch, NodeId, PartitionId, ReplicaId};
 
 /// How fresh a read must be.
@@ -13,6 +15,14 @@ pub enum Consistency {
     Linearizable,
     /// What this node has, without asking anyone.
     Stale,
+}
+
+/// What came of a call on a key, and where it should have been made.
+#[derive(Debug)]
+pub struct Routed<T> {
+    pub result: Result<T>,
+    /// The node that leads the key's partition, if this one does not and had to ask it.
+    pub leader: Option<Leader>,
 }
 
 /// A range of keys: `start` inclusive, `end` exclusive; `None` is open.

@@ -10,13 +10,13 @@ use futures_util::future::join_all;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::{Consistency, Deadline, Node};
+use super::{Consistency, Deadline, Node, Routed};
 use crate::error::{Error, Reason, Result};
 use crate::kv::{self, Op, Outcome};
 use crate::limits::MESSAGE_BYTES_MAX;
 use crate::placement;
 use crate::raft;
-use crate::transport::Kind;
+use crate::transport::{Kind, Leader};
 use crate::types::{GroupId, NodeId, PartitionId};
 
 /// Between two attempts while nobody is known to lead: an election takes about a second.
@@ -37,11 +37,22 @@ pub(super) fn is_worth_repeating(error: &Error) -> bool {
 impl Node {
     /// Writes one key; answers once it is durable and applied.
     pub async fn write(&self, op: Op, deadline: Deadline) -> Result<Outcome> {
-        let _call = self.enter()?;
-        let (_, partition) = self.locate(op.key())?;
-        let mut outcomes = self.write_partition(partition, &[op], deadline).await?;
-        let outcome = outcomes.pop().ok_or_else(|| unanswered(partition))?;
-        checked(outcome)
+        self.write_routed(op, deadline).await.result
+    }
+
+    /// The same; also tells who leads, if that is another node.
+    pub async fn write_routed(&self, op: Op, deadline: Deadline) -> Routed<Outcome> {
+        let mut tried = None;
+        let result = async {
+            let _call = self.enter()?;
+            let (_, partition) = self.locate(op.key())?;
+            let ops = std::slice::from_ref(&op);
+            let mut outcomes = self.write_partition(partition, ops, deadline, &mut tried).await?;
+            let outcome = outcomes.pop().ok_or_else(|| unanswered(partition))?;
+            checked(outcome)
+        };
+        let result = result.await;
+        self.routed(op.key(), result, tried)
     }
 
     /// Writes many keys: atomic per partition, one outcome per operation, in order.
@@ -67,7 +78,7 @@ impl Node {
         // What a partition gets takes place together, or not at all: a refused put takes the deletes
         // beside it along.
         let written = parts.into_iter().map(|(partition, (positions, ops))| async move {
-            (partition, positions, self.write_partition(partition, &ops, deadline).await)
+            (partition, positions, self.write_partition(partition, &ops, deadline, &mut None).await)
         });
         for (partition, positions, outcomes) in join_all(written).await {
             match outcomes {
@@ -93,10 +104,54 @@ impl Node {
     }
 
     pub async fn get(&self, key: Bytes, how: Consistency, deadline: Deadline) -> Result<Option<kv::Record>> {
-        let _call = self.enter()?;
-        let (_, partition) = self.locate(&key)?;
-        let mut found = self.read_partition(partition, vec![key], how, deadline).await?;
-        found.pop().unwrap_or_else(|| Err(unanswered(partition)))
+        self.get_routed(key, how, deadline).await.result
+    }
+
+    /// The same; also tells who leads, if that is another node and it was asked.
+    pub async fn get_routed(
+        &self,
+        key: Bytes,
+        how: Consistency,
+        deadline: Deadline,
+    ) -> Routed<Option<kv::Record>> {
+        let mut tried = None;
+        let result = async {
+            let _call = self.enter()?;
+            let (_, partition) = self.locate(&key)?;
+            let keys = vec![key.clone()];
+            let mut found = self.read_partition(partition, keys, how, deadline, &mut tried).await?;
+            found.pop().unwrap_or_else(|| Err(unanswered(partition)))
+        };
+        let result = result.await;
+        let tried = tried.filter(|_| how == Consistency::Linearizable);
+        self.routed(&key, result, tried)
+    }
+
+    /// Who was asked leads if it did what only a leader does.
+    fn routed<T>(&self, key: &[u8], result: Result<T>, tried: Option<Place>) -> Routed<T> {
+        let done = match &result {
+            Ok(_) => true,
+            Err(error) => error.reason == Reason::PreconditionFailed,
+        };
+        let leader = tried.filter(|_| done).and_then(|place| self.leader_at(key, place));
+        Routed { result, leader }
+    }
+
+    fn leader_at(&self, key: &[u8], place: Place) -> Option<Leader> {
+        let Place::There(node) = place else { return None };
+        let cluster = self.cluster()?;
+        Some(Leader {
+            cluster_id: cluster.state.cluster_id.clone(),
+            epoch: cluster.state.epoch,
+            partition: cluster.routing.partition_of(placement::hash(key)),
+            address: cluster.state.members.get(&node)?.address.clone(),
+        })
+    }
+
+    /// Whether this node is of the cluster with this id. One that has no cluster yet does not say no: it
+    /// has its own refusal.
+    pub fn is_of_cluster(&self, id: &str) -> bool {
+        self.seat().is_none_or(|seat| seat.identity.cluster_id == id)
     }
 
     /// Reads many keys: one consistent view per partition, one result per key, in order. Stops when the
@@ -124,7 +179,7 @@ impl Node {
             }
         }
         let reads = parts.into_iter().map(|(partition, (positions, keys))| async move {
-            (positions, self.read_partition(partition, keys, how, deadline).await)
+            (positions, self.read_partition(partition, keys, how, deadline, &mut None).await)
         });
         let mut found: Vec<Option<Result<Option<kv::Record>>>> = vec![None; keys.len()];
         for (positions, records) in join_all(reads).await {
@@ -155,8 +210,10 @@ impl Node {
         partition: PartitionId,
         ops: &[Op],
         deadline: Deadline,
+        tried: &mut Option<Place>,
     ) -> Result<Vec<Outcome>> {
-        let answer = self.propose_to(partition.group(), kv::encode_command(ops), deadline).await?;
+        let answer =
+            self.propose_somewhere(partition.group(), kv::encode_command(ops), deadline, tried).await?;
         let outcomes = kv::decode_outcomes(answer);
         let outcomes = outcomes.map_err(|error| Error::new(Reason::Internal, error.to_string()))?;
         outcomes.ok_or_else(|| {
@@ -175,6 +232,16 @@ impl Node {
         command: Bytes,
         deadline: Deadline,
     ) -> Result<Bytes> {
+        self.propose_somewhere(group, command, deadline, &mut None).await
+    }
+
+    async fn propose_somewhere(
+        &self,
+        group: GroupId,
+        command: Bytes,
+        deadline: Deadline,
+        tried: &mut Option<Place>,
+    ) -> Result<Bytes> {
         let attempt = |place| {
             let command = command.clone();
             async move {
@@ -184,7 +251,7 @@ impl Node {
                 }
             }
         };
-        self.at_leader(group, Kind::Write, deadline, attempt).await
+        self.at_leader(group, Kind::Write, deadline, attempt, tried).await
     }
 
     async fn read_partition(
@@ -193,6 +260,7 @@ impl Node {
         keys: Vec<Bytes>,
         how: Consistency,
         deadline: Deadline,
+        tried: &mut Option<Place>,
     ) -> Result<Vec<Result<Option<kv::Record>>>> {
         let attempt = |place| {
             let keys = keys.clone();
@@ -205,26 +273,35 @@ impl Node {
         };
         match how {
             Consistency::Linearizable => {
-                self.at_leader(partition.group(), Kind::Read, deadline, attempt).await
+                self.at_leader(partition.group(), Kind::Read, deadline, attempt, tried).await
             }
-            Consistency::Stale => attempt(self.holder_of(partition)?).await,
+            Consistency::Stale => {
+                let place = self.holder_of(partition)?;
+                self.routing_metrics.tried(place);
+                attempt(place).await
+            }
         }
     }
 
     /// Makes attempts where the group is led, until one is answered, fails in a way that is not worth
-    /// repeating, or the deadline is near.
+    /// repeating, or the deadline is near. `tried`: where the last one was made.
     async fn at_leader<T, F>(
         &self,
         group: GroupId,
         kind: Kind,
         deadline: Deadline,
         attempt: impl Fn(Place) -> F,
+        tried: &mut Option<Place>,
     ) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {
         loop {
             let place = self.leader_of(group);
+            *tried = place.as_ref().ok().copied();
+            if let Some(place) = tried.filter(|_| group != GroupId::META) {
+                self.routing_metrics.tried(place);
+            }
             let result = match &place {
                 Ok(Place::Here) => attempt(Place::Here).await,
                 Ok(there @ Place::There(node)) => tokio::select! {

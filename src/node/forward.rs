@@ -4,8 +4,10 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 use tokio::time::Instant;
 
+use super::calls::{Place, is_worth_repeating};
 use super::{Consistency, Deadline, Node, ScanPage, ScanQuery};
 use crate::error::{Error, Reason, Result};
 use crate::kv;
@@ -22,6 +24,52 @@ const LEAVES_WITHIN: Duration = Duration::from_millis(500);
 const MARGIN: Duration = Duration::from_millis(20);
 
 type Peer = PeerClient<GatedChannel>;
+
+/// Where reads and writes of keys were tried.
+#[derive(Debug)]
+pub(super) struct Metrics {
+    here: IntCounter,
+    there: IntCounter,
+    refused: IntCounter,
+}
+
+impl Metrics {
+    /// # Errors
+    /// If `registry` has metrics of these names already.
+    pub fn register(registry: &Registry) -> prometheus::Result<Metrics> {
+        let calls = IntCounterVec::new(
+            Opts::new(
+                "rushkv_routing_calls_total",
+                "Reads and writes of keys that clients asked of this node, by where they were tried.",
+            ),
+            &["served"],
+        )?;
+        let refused = IntCounter::new(
+            "rushkv_routing_refused_total",
+            "Reads and writes that another node passed on to this one, which does not lead.",
+        )?;
+        registry.register(Box::new(calls.clone()))?;
+        registry.register(Box::new(refused.clone()))?;
+        let served = |place| calls.with_label_values(&[place]);
+        Ok(Metrics { here: served("local"), there: served("forwarded"), refused })
+    }
+
+    /// Counts one attempt.
+    pub fn tried(&self, place: Place) {
+        match place {
+            Place::Here => self.here.inc(),
+            Place::There(_) => self.there.inc(),
+        }
+    }
+
+    /// Counts what another node is refused, so that it looks for the leader again.
+    pub fn passed_on<T>(&self, result: Result<T>) -> Result<T> {
+        if result.as_ref().is_err_and(is_worth_repeating) {
+            self.refused.inc();
+        }
+        result
+    }
+}
 
 impl Node {
     pub(super) async fn propose_there(
@@ -122,8 +170,10 @@ impl Node {
         let left = deadline.saturating_duration_since(Instant::now());
         let limit =
             Limit { grpc_timeout: left.saturating_sub(MARGIN), leaves_within: LEAVES_WITHIN, deadline };
-        let answer = transport::attempt(kind, GatedChannel(channel), message, limit, send).await;
-        answer.map_err(|mut error| {
+        let request = tonic::Request::new(message);
+        let answer = transport::attempt(kind, GatedChannel(channel), request, limit, send).await;
+        answer.map(tonic::Response::into_inner).map_err(|failed| {
+            let mut error = failed.error;
             error.message = format!("{node}: {}", error.message);
             error
         })
@@ -139,4 +189,26 @@ fn peer(channel: GatedChannel) -> Peer {
 fn record(one: v1::Record) -> (Bytes, kv::Record) {
     let v1::Record { key, value, version, create_revision, mod_revision } = one;
     (key, kv::Record { value, version, create_revision, mod_revision })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_document_names_the_metrics() {
+        let registry = Registry::new();
+        let _metrics = Metrics::register(&registry).unwrap();
+        let registered: BTreeSet<String> =
+            registry.gather().iter().map(|family| family.name().to_string()).collect();
+        let documented: BTreeSet<String> = include_str!("../../docs/metrics.md")
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split(['`', '{']).next())
+            .filter(|name| name.starts_with("rushkv_routing_"))
+            .map(str::to_string)
+            .collect();
+        assert_eq!(registered, documented);
+    }
 }

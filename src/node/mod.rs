@@ -87,6 +87,7 @@ pub struct Node {
     wal: wal::Wal,
     store: Arc<raft::Store>,
     raft_metrics: raft::Metrics,
+    routing_metrics: forward::Metrics,
     transport: Arc<Transport>,
     /// This node's place in a cluster; `None` until it has one.
     seat: watch::Sender<Option<Arc<Seat>>>,

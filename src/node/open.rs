@@ -15,7 +15,7 @@ use super::giving_up::{self, GivingUp};
 use super::identity::Identity;
 use super::promise::{JOINING, PREPARED};
 use super::seat::Beginning;
-use super::{CALLS_MAX, Deadline, Node, Options, follow, forming, reconciling, upkeep};
+use super::{CALLS_MAX, Deadline, Node, Options, follow, forming, forward, reconciling, upkeep};
 use crate::error::{Error, Reason, Result};
 use crate::proto::v1::{Founding, Joining};
 use crate::storage::{self, DataDir};
@@ -53,6 +53,7 @@ impl Node {
             .map_err(|error| Error::new(Reason::Internal, error.to_string()))??;
         let Opened { data_dir, wal, store, identity, founding, joining } = opened;
         raft::finish_destroying(&store, &wal).await.map_err(refused)?;
+        let routing_metrics = forward::Metrics::register(metrics).map_err(register)?;
         let transport_metrics = transport::Metrics::register(metrics).map_err(register)?;
         let transport = Transport::new(transport::Options::default(), transport_metrics);
         let node = Arc::new(Node {
@@ -64,6 +65,7 @@ impl Node {
             wal,
             store,
             raft_metrics,
+            routing_metrics,
             transport,
             seat: watch::Sender::new(None),
             cluster: watch::Sender::new(None),

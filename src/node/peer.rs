@@ -83,7 +83,7 @@ impl Node {
     ) -> Result<Bytes> {
         let _call = self.enter()?;
         self.same_cluster(cluster_id)?;
-        self.propose_here(group, command, deadline).await
+        self.routing_metrics.passed_on(self.propose_here(group, command, deadline).await)
     }
 
     /// Reads keys, of one moment per partition, in order; stops when the records fill a message.
@@ -103,7 +103,8 @@ impl Node {
         }
         let mut found = BTreeMap::new();
         for (partition, keys) in parts {
-            found.insert(partition, self.read_here(partition, keys, how, deadline).await?.into_iter());
+            let read = self.routing_metrics.passed_on(self.read_here(partition, keys, how, deadline).await);
+            found.insert(partition, read?.into_iter());
         }
         let mut records = Vec::with_capacity(keys.len());
         for key in &keys {

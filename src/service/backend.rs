@@ -11,14 +11,16 @@ use bytes::Bytes;
 
 use crate::error::Result;
 use crate::kv;
-use crate::node::{ClusterInfo, Consistency, Deadline, Joined, Node, Problem, ScanPage, ScanQuery};
+use crate::node::{ClusterInfo, Consistency, Deadline, Joined, Node, Problem, Routed, ScanPage, ScanQuery};
 use crate::types::{Epoch, PartitionId};
 
 /// The calls of [`Node`] that services make; see there for what each promises.
 pub trait Backend: Send + Sync + 'static {
     fn problems(&self) -> Vec<Problem>;
     fn probe(&self) -> impl Future<Output = Result<()>> + Send;
-    fn write(&self, op: kv::Op, deadline: Deadline) -> impl Future<Output = Result<kv::Outcome>> + Send;
+    /// Whether a call that is meant for the cluster with this id is right here.
+    fn is_of_cluster(&self, id: &str) -> bool;
+    fn write(&self, op: kv::Op, deadline: Deadline) -> impl Future<Output = Routed<kv::Outcome>> + Send;
     fn write_batch(
         &self,
         ops: Vec<kv::Op>,
@@ -29,7 +31,7 @@ pub trait Backend: Send + Sync + 'static {
         key: Bytes,
         how: Consistency,
         deadline: Deadline,
-    ) -> impl Future<Output = Result<Option<kv::Record>>> + Send;
+    ) -> impl Future<Output = Routed<Option<kv::Record>>> + Send;
     /// May answer fewer results than keys, once the records read are more than a message holds.
     fn get_batch(
         &self,
@@ -63,8 +65,12 @@ impl Backend for Node {
         Node::probe(self)
     }
 
-    fn write(&self, op: kv::Op, deadline: Deadline) -> impl Future<Output = Result<kv::Outcome>> + Send {
-        Node::write(self, op, deadline)
+    fn is_of_cluster(&self, id: &str) -> bool {
+        Node::is_of_cluster(self, id)
+    }
+
+    fn write(&self, op: kv::Op, deadline: Deadline) -> impl Future<Output = Routed<kv::Outcome>> + Send {
+        Node::write_routed(self, op, deadline)
     }
 
     fn write_batch(
@@ -80,8 +86,8 @@ impl Backend for Node {
         key: Bytes,
         how: Consistency,
         deadline: Deadline,
-    ) -> impl Future<Output = Result<Option<kv::Record>>> + Send {
-        Node::get(self, key, how, deadline)
+    ) -> impl Future<Output = Routed<Option<kv::Record>>> + Send {
+        Node::get_routed(self, key, how, deadline)
     }
 
     fn get_batch(

@@ -170,7 +170,12 @@ fn info(info: ClusterInfo) -> v1::InfoResponse {
 }
 
 fn topology(info: ClusterInfo) -> v1::Topology {
-    v1::Topology { epoch: info.epoch.0, nodes: nodes(info.nodes), partitions: partitions(info.partitions) }
+    v1::Topology {
+        epoch: info.epoch.0,
+        nodes: nodes(info.nodes),
+        partitions: partitions(info.partitions),
+        cluster_id: info.cluster_id,
+    }
 }
 
 fn nodes(nodes: Vec<NodeInfo>) -> Vec<v1::Node> {

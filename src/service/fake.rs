@@ -13,9 +13,10 @@ use crate::error::{Error, Reason, Result};
 use crate::kv::{Op, Outcome, Precondition, Record};
 use crate::limits::{SCAN_MESSAGE_BYTES, SCAN_MESSAGE_RECORDS};
 use crate::node::{
-    ClusterInfo, Consistency, Deadline, Joined, NodeInfo, PartitionInfo, Problem, ReplicaInfo, Role,
+    ClusterInfo, Consistency, Deadline, Joined, NodeInfo, PartitionInfo, Problem, ReplicaInfo, Role, Routed,
     ScanPage, ScanQuery,
 };
+use crate::transport::Leader;
 use crate::types::{Epoch, NodeId, PartitionId, ReplicaId};
 
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub(super) struct Fake {
     pub stalled: AtomicBool,
     /// Answers every write by this.
     pub refuse: Mutex<Option<Error>>,
+    /// Who leads, if it is another node.
+    pub leader: Mutex<Option<Leader>>,
     pub epoch: watch::Sender<u64>,
     pub scans: AtomicUsize,
     revision: AtomicUsize,
@@ -38,6 +41,7 @@ impl Default for Fake {
             problems: Mutex::default(),
             stalled: AtomicBool::new(false),
             refuse: Mutex::default(),
+            leader: Mutex::default(),
             epoch: watch::channel(1).0,
             scans: AtomicUsize::new(0),
             revision: AtomicUsize::new(0),
@@ -94,9 +98,13 @@ impl Backend for Fake {
         Ok(())
     }
 
-    async fn write(&self, op: Op, _deadline: Deadline) -> Result<Outcome> {
+    fn is_of_cluster(&self, id: &str) -> bool {
+        id == "c1"
+    }
+
+    async fn write(&self, op: Op, _deadline: Deadline) -> Routed<Outcome> {
         self.ready().await;
-        self.apply(&op)
+        Routed { result: self.apply(&op), leader: self.leader.lock().unwrap().clone() }
     }
 
     async fn write_batch(&self, ops: Vec<Op>, _deadline: Deadline) -> Vec<Result<Outcome>> {
@@ -104,9 +112,10 @@ impl Backend for Fake {
         ops.iter().map(|op| self.apply(op)).collect()
     }
 
-    async fn get(&self, key: Bytes, _how: Consistency, _deadline: Deadline) -> Result<Option<Record>> {
+    async fn get(&self, key: Bytes, _how: Consistency, _deadline: Deadline) -> Routed<Option<Record>> {
         self.ready().await;
-        Ok(self.records.lock().unwrap().get(&key).cloned())
+        let result = Ok(self.records.lock().unwrap().get(&key).cloned());
+        Routed { result, leader: self.leader.lock().unwrap().clone() }
     }
 
     async fn get_batch(

@@ -19,9 +19,10 @@ use super::request;
 use crate::error::{Error, Happened, Reason, Result, to_status};
 use crate::kv;
 use crate::limits::{CALL_DEADLINE_DEFAULT, CALL_DEADLINE_MAX, MESSAGE_BYTES_MAX, SCAN_MESSAGE_RECORDS};
-use crate::node::{Consistency, ScanQuery};
+use crate::node::{Consistency, Routed, ScanQuery};
 use crate::proto::v1;
 use crate::proto::v1::kv_server::Kv;
+use crate::transport::{CLUSTER, OF_ANOTHER_CLUSTER};
 
 /// Pages of a scan that are read ahead of its client: the next one is read while one is sent.
 const SCAN_PAGES_AHEAD: usize = 1;
@@ -32,6 +33,19 @@ pub(super) struct Service<N> {
     answers: Answers,
     scans: Arc<Semaphore>,
     scans_max: usize,
+}
+
+impl<N: Backend> Service<N> {
+    /// Refuses a call that is meant for another cluster, before anything is done.
+    fn meant<T>(&self, request: &Request<T>) -> Result<()> {
+        let Some(meant) = request.metadata().get(CLUSTER) else { return Ok(()) };
+        if meant.to_str().is_ok_and(|id| self.node.is_of_cluster(id)) {
+            return Ok(());
+        }
+        let message = "the call is meant for another cluster than this node is of";
+        Err(Error::new(Reason::Unavailable, message)
+            .with(OF_ANOTHER_CLUSTER, String::from_utf8_lossy(meant.as_bytes())))
+    }
 }
 
 impl<N> Service<N> {
@@ -54,42 +68,57 @@ fn answer<T>(result: Result<T>) -> Answer<T> {
     result.map(Response::new).map_err(|error| to_status(&error))
 }
 
+/// The answer to a call on a key; it tells who leads, whatever came of the call.
+fn routed<T, R>(done: Result<Routed<T>>, outcome: impl FnOnce(T) -> Result<R>) -> Answer<R> {
+    let (result, leader) = match done {
+        Ok(Routed { result, leader }) => (result.and_then(outcome), leader),
+        Err(error) => (Err(error), None),
+    };
+    let mut answer = answer(result);
+    if let Some(leader) = leader {
+        leader.write(match &mut answer {
+            Ok(response) => response.metadata_mut(),
+            Err(status) => status.metadata_mut(),
+        });
+    }
+    answer
+}
+
 #[tonic::async_trait]
 impl<N: Backend> Kv for Service<N> {
     async fn put(&self, request: Request<v1::PutRequest>) -> Answer<v1::PutResponse> {
         let limit = Clock::of(&request).unary();
-        answer(
-            async {
-                let op = request::put(request.into_inner())?;
-                put_outcome(limit.write(self.node.write(op, limit.node)).await?)
-            }
-            .await,
-        )
+        let written = async {
+            self.meant(&request)?;
+            let op = request::put(request.into_inner())?;
+            limit.write(async { Ok(self.node.write(op, limit.node).await) }).await
+        };
+        routed(written.await, put_outcome)
     }
 
     async fn delete(&self, request: Request<v1::DeleteRequest>) -> Answer<v1::DeleteResponse> {
         let limit = Clock::of(&request).unary();
-        answer(
-            async {
-                let op = request::delete(request.into_inner())?;
-                delete_outcome(limit.write(self.node.write(op, limit.node)).await?)
-            }
-            .await,
-        )
+        let written = async {
+            self.meant(&request)?;
+            let op = request::delete(request.into_inner())?;
+            limit.write(async { Ok(self.node.write(op, limit.node).await) }).await
+        };
+        routed(written.await, delete_outcome)
     }
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Answer<v1::GetResponse> {
         let limit = Clock::of(&request).unary();
+        let meant = self.meant(&request);
         let request = request.into_inner();
-        answer(
-            async {
-                let key = request::key(request.key)?;
-                let how = request::consistency(request.consistency)?;
-                let found = limit.read(self.node.get(key.clone(), how, limit.node)).await?;
-                Ok(v1::GetResponse { record: found.map(|found| record(key, found)) })
-            }
-            .await,
-        )
+        let read = async {
+            meant?;
+            let key = request::key(request.key.clone())?;
+            let how = request::consistency(request.consistency)?;
+            limit.read(async { Ok(self.node.get(key, how, limit.node).await) }).await
+        };
+        routed(read.await, |found| {
+            Ok(v1::GetResponse { record: found.map(|found| record(request.key, found)) })
+        })
     }
 
     type ScanStream = ScanStream;
@@ -98,6 +127,7 @@ impl<N: Backend> Kv for Service<N> {
         // A scan is as long as its range, and goes on from where it stopped: it has the longest
         // deadline where its client names none, and each page one of its own.
         let deadline = Clock::of(&request).limit(CALL_DEADLINE_MAX, CALL_DEADLINE_MAX).node;
+        self.meant(&request).map_err(|error| to_status(&error))?;
         let request = request.into_inner();
         let scan = || {
             let range = request::range(&request)?;
@@ -124,6 +154,7 @@ impl<N: Backend> Kv for Service<N> {
         let limit = Clock::of(&request).unary();
         answer(
             async {
+                self.meant(&request)?;
                 let ops = request::batch(request.into_inner())?;
                 let count = ops.len();
                 if count == 0 {
@@ -146,9 +177,11 @@ impl<N: Backend> Kv for Service<N> {
 
     async fn batch_get(&self, request: Request<v1::BatchGetRequest>) -> Answer<v1::BatchGetResponse> {
         let limit = Clock::of(&request).unary();
+        let meant = self.meant(&request);
         let request = request.into_inner();
         answer(
             async {
+                meant?;
                 let how = request::consistency(request.consistency)?;
                 let keys = request::batch_keys(request.keys)?;
                 if keys.is_empty() {

@@ -61,7 +61,7 @@ impl<N: Backend> RushKv for Service<N> {
         let PutRequest { key, value } = request.into_inner();
         let result = async {
             let op = request::put(v1::PutRequest { key: Bytes::from(key), value, precondition: None })?;
-            limit.write(self.node.write(op, limit.node)).await
+            limit.write(async { self.node.write(op, limit.node).await.result }).await
         };
         let (success, error) = body(result).await;
         Ok(Response::new(PutResponse { success, error }))
@@ -72,7 +72,8 @@ impl<N: Backend> RushKv for Service<N> {
         let key = request.into_inner().key;
         let result = async {
             let key = request::key(Bytes::from(key))?;
-            let found = limit.read(self.node.get(key, Consistency::Linearizable, limit.node)).await?;
+            let get = self.node.get(key, Consistency::Linearizable, limit.node);
+            let found = limit.read(async { get.await.result }).await?;
             found.map(|record| record.value).ok_or_else(not_found)
         };
         Ok(Response::new(match result.await {
@@ -87,7 +88,7 @@ impl<N: Backend> RushKv for Service<N> {
         let result = async {
             let key = request::key(Bytes::from(key))?;
             let op = Op::Delete { key, precondition: Precondition::None };
-            match limit.write(self.node.write(op, limit.node)).await? {
+            match limit.write(async { self.node.write(op, limit.node).await.result }).await? {
                 Outcome::Deleted { existed: false, .. } => Err(not_found()),
                 Outcome::Deleted { existed: true, .. } => Ok(()),
                 other => Err(Error::new(Reason::Internal, format!("a delete was answered by {other:?}"))),

@@ -6,10 +6,11 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
+use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
 use super::gate::{Gate, GatedChannel};
-use crate::error::{self, Error, Happened, Reason, Result};
+use crate::error::{self, Error, Happened, Reason};
 
 /// What a call does to the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +30,22 @@ pub struct Limit {
     pub deadline: Instant,
 }
 
+/// An attempt that failed.
+#[derive(Debug)]
+pub struct Failed {
+    pub error: Error,
+    /// The other side itself said so; otherwise it could not be reached, or was silent.
+    pub answered: bool,
+    /// Of its answer.
+    pub metadata: MetadataMap,
+}
+
+impl Failed {
+    fn unanswered(error: Error) -> Failed {
+        Failed { error, answered: false, metadata: MetadataMap::new() }
+    }
+}
+
 /// Makes one attempt on one connection.
 ///
 /// # Errors
@@ -37,17 +54,16 @@ pub struct Limit {
 pub async fn attempt<M, R, S, F>(
     kind: Kind,
     channel: GatedChannel,
-    message: M,
+    mut request: Request<M>,
     limit: Limit,
     send: &S,
-) -> Result<R>
+) -> Result<Response<R>, Failed>
 where
     S: Fn(GatedChannel, Request<M>) -> F,
     F: Future<Output = Result<Response<R>, Status>>,
 {
     let Limit { grpc_timeout, leaves_within, deadline } = limit;
     let gate = Gate::default();
-    let mut request = Request::new(message);
     request.extensions_mut().insert(gate.clone());
     request.set_timeout(grpc_timeout);
     let answer = send(channel, request);
@@ -59,15 +75,20 @@ where
     let mut result = timeout_at(leaves_by.min(deadline), &mut answer).await;
     if result.is_err() && leaves_by < deadline {
         if gate.close() == Happened::No {
-            return Err(Error::new(Reason::Unavailable, format!("no connection within {leaves_within:?}")));
+            let message = format!("no connection within {leaves_within:?}");
+            return Err(Failed::unanswered(Error::new(Reason::Unavailable, message)));
         }
         result = timeout_at(deadline, &mut answer).await;
     }
     let sent = gate.close();
     Err(match result {
-        Ok(Ok(response)) => return Ok(response.into_inner()),
-        Ok(Err(status)) => judge(kind, &status, sent, Instant::now() >= deadline),
-        Err(_) => late(kind, sent),
+        Ok(Ok(response)) => return Ok(response),
+        Ok(Err(status)) => Failed {
+            error: judge(kind, &status, sent, Instant::now() >= deadline),
+            answered: std::error::Error::source(&status).is_none(),
+            metadata: status.metadata().clone(),
+        },
+        Err(_) => Failed::unanswered(late(kind, sent)),
     })
 }
 

@@ -19,11 +19,13 @@
 //! | `handshake` | who may speak with whom |
 //! | `dial` | connections and their settings |
 //! | `attempt`, `gate` | apart from all that: one unary call, and what its failure means |
+//! | `leader` | and what its answer says about routing |
 
 mod attempt;
 mod dial;
 mod gate;
 mod handshake;
+mod leader;
 mod link;
 mod metrics;
 mod options;
@@ -51,10 +53,11 @@ use link::Link;
 use serve::Incomers;
 use session::{LastSaid, Target};
 
-pub use attempt::{Kind, Limit, attempt, judge};
+pub use attempt::{Failed, Kind, Limit, attempt, judge};
 pub use dial::dial;
 pub use gate::{Gate, GatedChannel};
 pub use handshake::{PROTOCOL_MAX, PROTOCOL_MIN};
+pub use leader::{CLUSTER, Leader, OF_ANOTHER_CLUSTER};
 pub use metrics::Metrics;
 pub use options::Options;
 pub use serve::{Answers, Server};

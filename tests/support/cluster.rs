@@ -26,13 +26,23 @@ pub struct Cluster {
 impl Cluster {
     /// Starts `count` nodes that name each other, and waits until all of them serve.
     pub async fn start(count: usize, engine: &'static str) -> Cluster {
-        Cluster::start_on(Vec::new(), count, engine).await
+        Cluster::start_with(Vec::new(), count, engine, |node| node).await
     }
 
     /// The same on hosts of their own: a namespace and an address each.
     pub async fn start_on(hosts: Vec<(String, String)>, count: usize, engine: &'static str) -> Cluster {
+        Cluster::start_with(hosts, count, engine, |node| node).await
+    }
+
+    /// The same, of nodes that `prepare` has changed.
+    pub async fn start_with(
+        hosts: Vec<(String, String)>,
+        count: usize,
+        engine: &'static str,
+        prepare: impl FnMut(Daemon) -> Daemon,
+    ) -> Cluster {
         let mut cluster = Cluster { nodes: Vec::new(), dir: tempfile::tempdir().unwrap(), engine, hosts };
-        let nodes: Vec<Daemon> = (1..=count).map(|number| cluster.daemon(number)).collect();
+        let nodes: Vec<Daemon> = (1..=count).map(|number| cluster.daemon(number)).map(prepare).collect();
         // One that names nobody forms a cluster by itself.
         let peers: Vec<String> = nodes.iter().map(Daemon::address).filter(|_| count > 1).collect();
         cluster.nodes = nodes.into_iter().map(|node| node.env("RUSHKV__PEERS", &peers.join(","))).collect();

@@ -14,15 +14,19 @@ pub const SERVER_DEFAULT: &str = "localhost:8080";
 /// Names the servers to ask, as `--server` does.
 pub const SERVER_VARIABLE: &str = "RUSHKV_SERVER";
 
+/// While nobody at all can be reached, a call goes on for this long: someone waits at a terminal, and has
+/// more likely mistyped than caught a restart.
+const UNREACHABLE_AFTER: Duration = Duration::from_secs(1);
+
 /// Sets these apart from a command's own flags.
 const HEADING: &str = "Common options";
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Common {
-    /// Server to ask; several with commas: if one can't be reached, the next is asked
-    /// [default: $RUSHKV_SERVER, else localhost:8080]
+    /// Server to ask; several with commas, or given several times: if one can't be reached, the next is
+    /// asked [default: $RUSHKV_SERVER, else localhost:8080]
     #[arg(long, short = 's', global = true, value_name = "HOST:PORT", help_heading = HEADING)]
-    pub server: Option<String>,
+    pub server: Vec<String>,
 
     /// How long one call may take, attempts included: 500ms, 5s, 1m
     #[arg(long, global = true, value_name = "TIME", default_value = "5s", value_parser = text::duration, help_heading = HEADING)]
@@ -41,10 +45,12 @@ impl Common {
     pub fn client(&self) -> Result<Client, Fault> {
         let from_environment =
             std::env::var(SERVER_VARIABLE).ok().filter(|servers| !servers.trim().is_empty());
-        let servers = self.server.clone().or(from_environment);
-        let servers = servers.as_deref().unwrap_or(SERVER_DEFAULT);
+        let servers = match self.server.is_empty() {
+            true => from_environment.unwrap_or_else(|| SERVER_DEFAULT.into()),
+            false => self.server.join(","),
+        };
         let connect_timeout = crate::client::CONNECT_TIMEOUT_DEFAULT.min(self.timeout);
-        let builder = Client::builder().endpoint(servers).timeout(self.timeout);
-        Ok(builder.connect_timeout(connect_timeout).build()?)
+        let builder = Client::builder().endpoint(&servers).timeout(self.timeout);
+        Ok(builder.connect_timeout(connect_timeout).unreachable_after(UNREACHABLE_AFTER).build()?)
     }
 }

@@ -22,6 +22,8 @@ use crate::proto::v1;
 use crate::proto::v1::cluster_client::ClusterClient;
 use crate::proto::v1::kv_client::KvClient;
 use crate::proto::v1::kv_server::Kv as _;
+use crate::transport::Leader;
+use crate::types::{Epoch, PartitionId};
 
 #[tokio::test]
 async fn keys_are_written_read_and_deleted() {
@@ -327,4 +329,49 @@ async fn the_cluster_is_described_and_watched_until_the_server_stops() {
     is(&watch.message().await.unwrap_err(), Code::Unavailable, "SHUTTING_DOWN", "no");
     let ended = tokio::time::timeout(Duration::from_secs(5), server.done).await;
     ended.expect("a watch must not hold up the shutdown").unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn answers_tell_who_leads_and_calls_for_another_cluster_are_refused() {
+    let server = Server::start(Options::default()).await;
+    let mut kv = server.kv().await;
+    let get = || v1::GetRequest { key: "k".into(), consistency: 0 };
+    assert_eq!(Leader::read(kv.put(put("k", "v")).await.unwrap().metadata()), None);
+
+    let leader = Leader {
+        cluster_id: "c1".into(),
+        epoch: Epoch(3),
+        partition: PartitionId(0),
+        address: "node2:8080".into(),
+    };
+    *server.node.leader.lock().unwrap() = Some(leader.clone());
+    assert_eq!(Leader::read(kv.put(put("k", "v")).await.unwrap().metadata()), Some(leader.clone()));
+    assert_eq!(Leader::read(kv.get(get()).await.unwrap().metadata()), Some(leader.clone()));
+    let absent = Some(v1::Precondition { condition: Some(v1::precondition::Condition::Absent(true)) });
+    let conflict = kv.put(v1::PutRequest { precondition: absent, ..put("k", "w") }).await.unwrap_err();
+    assert_eq!(Leader::read(conflict.metadata()), Some(leader));
+
+    for (meant, right) in [("c1", true), ("c2", false)] {
+        let with = |mut metadata: tonic::metadata::MetadataMap| {
+            metadata.insert("rushkv-cluster", meant.parse().unwrap());
+            metadata
+        };
+        macro_rules! ask {
+            ($call:ident, $message:expr) => {{
+                let mut request = Request::new($message);
+                *request.metadata_mut() = with(Default::default());
+                let answer = kv.$call(request).await.map(drop);
+                if let Err(status) = &answer {
+                    is(status, Code::Unavailable, "UNAVAILABLE", "no");
+                }
+                assert_eq!(answer.is_ok(), right, "{} for {meant}: {answer:?}", stringify!($call));
+            }};
+        }
+        ask!(put, put("k", "v"));
+        ask!(get, get());
+        ask!(delete, v1::DeleteRequest { key: "k".into(), precondition: None });
+        ask!(batch_get, v1::BatchGetRequest { keys: vec!["k".into()], consistency: 0 });
+        ask!(batch_write, v1::BatchWriteRequest::default());
+        ask!(scan, v1::ScanRequest::default());
+    }
 }
