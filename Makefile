@@ -21,7 +21,8 @@ PROFILE  := --profile $(MODE)
 CARGO_DEB          := $(CACHE)/tools/cargo-deb-$(CARGO_DEB_VERSION)/bin/cargo-deb
 CARGO_GENERATE_RPM := $(CACHE)/tools/cargo-generate-rpm-$(CARGO_GENERATE_RPM_VERSION)/bin/cargo-generate-rpm
 
-# Debian packages that packaging and the system tests use.
+# Debian packages that packaging and the system tests use; and Node.js with npm, which come in one package
+# elsewhere.
 DEBS := binutils cpio debootstrap dpkg-dev iproute2 lintian mandoc nftables procps prometheus python3 \
         python3-venv rpm rpmlint shellcheck systemd systemd-container util-linux e2fsprogs
 
@@ -77,6 +78,7 @@ fmt: ## format the code
 test-deps: ## install the Debian packages of the packaging and system tests (as root)
 	@set -eu; missing=; for p in $(DEBS); do \
 		dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
+	for c in node npm; do command -v $$c >/dev/null || missing="$$missing nodejs npm"; done; \
 	if [ -z "$$missing" ]; then echo "test-deps: all there"; else \
 		export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
 		echo "test-deps: installing$$missing"; apt-get -qq update; \

@@ -1,8 +1,9 @@
 """The original's six calls, made by a stock client generated from the original's interface.
 
-    python check_original.py HOST:PORT [--proto FILE]
+    python check_original.py HOST:PORT [HOST:PORT ...] [--proto FILE]
 
-Asks a server that forms a cluster of one, and leaves no keys behind. Exits with 1 if a check fails.
+Asks a server that forms a cluster of one, or all the nodes of a cluster, and leaves no keys behind. Exits
+with 1 if a check fails.
 """
 
 import argparse
@@ -10,15 +11,14 @@ import importlib
 import pathlib
 import uuid
 
-import grpc
-from support import ROOT, Checks, generate
+from support import ROOT, Checks, connected, generate
 
 DEADLINE_S = 5  # what the original's Go clients wait
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("address")
+    parser.add_argument("addresses", nargs="+", metavar="HOST:PORT")
     parser.add_argument("--proto", type=pathlib.Path, default=ROOT / "proto" / "rushkv.proto")
     arguments = parser.parse_args()
 
@@ -28,13 +28,17 @@ def main():
     stubs = importlib.import_module(f"{proto.stem}_pb2_grpc")
 
     checks = Checks()
-    with grpc.insecure_channel(arguments.address) as channel:
-        grpc.channel_ready_future(channel).result(timeout=10)
-        run(checks, pb, stubs.RushKVStub(channel))
+    with connected(arguments.addresses) as channels:
+        nodes = [stubs.RushKVStub(channel) for channel in channels]
+        keys(checks, pb, nodes[0])
+        if len(nodes) == 1:
+            alone(checks, pb, nodes[0])
+        else:
+            together(checks, pb, nodes)
     checks.end()
 
 
-def run(checks, pb, stub):
+def keys(checks, pb, stub):
     key = f"check-original-{uuid.uuid4()}"
     value = bytes(range(256))
 
@@ -71,6 +75,8 @@ def run(checks, pb, stub):
         checks.true(f"{name} is refused in the body", not answer.success and answer.error, repr(answer))
     checks.equal("a refused put wrote nothing", get(key).success, False)
 
+
+def alone(checks, pb, stub):
     info = stub.GetClusterInfo(pb.ClusterInfoRequest(), timeout=DEADLINE_S)
     checks.equal("a cluster of one", len(info.nodes), 1)
     itself = info.nodes[0]
@@ -89,6 +95,48 @@ def run(checks, pb, stub):
     checks.true("leave of a stranger says no", not leave.success and leave.error, repr(leave))
     again = stub.GetClusterInfo(pb.ClusterInfoRequest(), timeout=DEADLINE_S)
     checks.equal("nothing of that changed the cluster", again, info)
+
+
+def together(checks, pb, nodes):
+    """Any node answers for any key, and all of them tell the same cluster."""
+    prefix = f"check-original-{uuid.uuid4()}/"
+    many = [f"{prefix}{number}" for number in range(40)]
+    for at, node in enumerate(nodes):
+        others = nodes[:at] + nodes[at + 1 :]
+        put = [node.Put(pb.PutRequest(key=key, value=b"v%d" % at), timeout=DEADLINE_S).success for key in many]
+        checks.equal(f"{len(many)} puts through node {at + 1}", put, [True] * len(many))
+        for other in others:
+            got = [other.Get(pb.GetRequest(key=key), timeout=DEADLINE_S).value for key in many]
+            checks.equal("are seen through another one", got, [b"v%d" % at] * len(many))
+    for number, key in enumerate(many):
+        deleted = nodes[number % len(nodes)].Delete(pb.DeleteRequest(key=key), timeout=DEADLINE_S)
+        if not deleted.success:
+            checks.true(f"delete of {key}", False, repr(deleted))
+    gone = pb.GetResponse(success=False, error="key not found")
+    for node in nodes:
+        got = [node.Get(pb.GetRequest(key=key), timeout=DEADLINE_S) for key in many]
+        checks.equal("deletes through any node are seen through all", got, [gone] * len(many))
+        refused = node.Put(pb.PutRequest(key="k" * 4097, value=b"v"), timeout=DEADLINE_S)
+        checks.true("a key over the limit is refused in the body", not refused.success and refused.error, repr(refused))
+
+    told = [node.GetClusterInfo(pb.ClusterInfoRequest(), timeout=DEADLINE_S) for node in nodes]
+    checks.equal("every member is told", [len(info.nodes) for info in told], [len(nodes)] * len(nodes))
+    for info in told:
+        leaders = [node.id for node in info.nodes if node.is_leader]
+        checks.equal("exactly one leader", leaders, [info.leader])
+        checks.equal("the same members by every node", members(info), members(told[0]))
+    first = told[0].nodes[0]
+    for node in nodes:
+        join = pb.JoinRequest(node_id=first.id, address=first.address, port=first.port)
+        checks.equal("join of a member", node.Join(join, timeout=DEADLINE_S), pb.JoinResponse(success=True))
+        leave = node.Leave(pb.LeaveRequest(node_id="node-x"), timeout=DEADLINE_S)
+        checks.true("leave of a stranger says no", not leave.success and leave.error, repr(leave))
+    again = nodes[-1].GetClusterInfo(pb.ClusterInfoRequest(), timeout=DEADLINE_S)
+    checks.equal("nothing of that changed the members", members(again), members(told[0]))
+
+
+def members(info):
+    return sorted((node.id, node.address, node.port) for node in info.nodes)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Every call of rushkv.v1, made by a stock client, with the detail of each error.
 
-    python check_v1.py HOST:PORT
+    python check_v1.py HOST:PORT [HOST:PORT ...]
 
-Asks a server that forms a cluster of one, and leaves no keys behind. Exits with 1 if a check fails.
+Asks a server that forms a cluster of one, or all the nodes of a cluster, and leaves no keys behind. Exits
+with 1 if a check fails.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import uuid
 
 import grpc
 from grpc import StatusCode
-from support import ROOT, Checks, generate
+from support import ROOT, Checks, connected, generate
 
 generate(ROOT / "proto", "rushkv/v1/kv.proto", "rushkv/v1/cluster.proto")
 from rushkv.v1 import cluster_pb2, cluster_pb2_grpc, kv_pb2, kv_pb2_grpc  # noqa: E402
@@ -21,19 +22,23 @@ MIB = 1024 * 1024
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("address")
+    parser.add_argument("addresses", nargs="+", metavar="HOST:PORT")
     arguments = parser.parse_args()
     checks = Checks()
-    with grpc.insecure_channel(arguments.address) as channel:
-        grpc.channel_ready_future(channel).result(timeout=10)
-        kv = kv_pb2_grpc.KvStub(channel)
+    with connected(arguments.addresses) as channels:
+        nodes = [kv_pb2_grpc.KvStub(channel) for channel in channels]
+        kv = nodes[0]
         prefix = f"check-v1-{uuid.uuid4()}/".encode()
         single(checks, kv, prefix)
         limits(checks, kv, prefix)
         batches(checks, kv, prefix)
         scans(checks, kv, prefix)
-        cluster(checks, cluster_pb2_grpc.ClusterStub(channel))
-        health(checks, channel)
+        for channel in channels:
+            cluster(checks, cluster_pb2_grpc.ClusterStub(channel), len(channels))
+            health(checks, channel)
+        if len(nodes) > 1:
+            stub = cluster_pb2_grpc.ClusterStub(channels[0])
+            across(checks, nodes, prefix, stub, arguments.addresses)
     checks.end()
 
 
@@ -234,13 +239,68 @@ def scans(checks, kv, prefix):
     checks.equal("nothing is left", keys_of(scan(prefix=prefix)), [])
 
 
-def cluster(checks, stub):
+def across(checks, nodes, prefix, cluster_stub, addresses):
+    """Any node answers for any key, with the same details; and tells who leads it."""
+    keys = [prefix + b"across/%02d" % index for index in range(40)]
+    for at, node in enumerate(nodes):
+        versions = [put(node, key, b"v%d" % at).version for key in keys]
+        checks.equal(f"puts through node {at + 1}", versions, [at + 1] * len(keys))
+        for other in nodes:
+            found = [get(other, key).record.value for key in keys]
+            checks.equal("are seen through each", found, [b"v%d" % at] * len(keys))
+    for node in nodes:
+        for key in keys[:8]:
+            checks.fails(
+                "a conflict has its details through any node",
+                lambda: put(node, key, absent=True),
+                StatusCode.FAILED_PRECONDITION,
+                "PRECONDITION_FAILED",
+                current_version=str(len(nodes)),
+            )
+        results = node.BatchGet(kv_pb2.BatchGetRequest(keys=keys), timeout=DEADLINE_S).results
+        checks.equal("a batch over all partitions", [result.record.key for result in results], keys)
+        messages = node.Scan(kv_pb2.ScanRequest(prefix=prefix + b"across/"), timeout=DEADLINE_S)
+        scanned = [record.key for message in messages for record in message.records]
+        checks.equal("a scan over all nodes is in order", scanned, keys)
+
+    partitions = cluster_stub.ListPartitions(cluster_pb2.ListPartitionsRequest(), timeout=DEADLINE_S).partitions
+    checks.equal("every partition has its copies", {len(one.replicas) for one in partitions}, {len(nodes)})
+    for key in keys[:8]:
+        # A leadership may move between the calls: then they are made again.
+        for _ in range(10):
+            told = []
+            for node in nodes:
+                _, call = node.Get.with_call(kv_pb2.GetRequest(key=key), timeout=DEADLINE_S)
+                told.append(dict(call.initial_metadata()).get("rushkv-leader"))
+            leaders = {address for address in told if address}
+            agreed = told.count(None) == 1 and leaders == {addresses[told.index(None)]}
+            if agreed:
+                break
+        checks.true("one node leads a key, and the others tell its address", agreed, repr(told))
+    checks.fails(
+        "a call that is meant for another cluster",
+        lambda: nodes[0].Get(
+            kv_pb2.GetRequest(key=keys[0]), timeout=DEADLINE_S, metadata=[("rushkv-cluster", "another")]
+        ),
+        StatusCode.UNAVAILABLE,
+        "UNAVAILABLE",
+        meant_for_cluster="another",
+    )
+    for number, key in enumerate(keys):
+        delete(nodes[number % len(nodes)], key)
+    checks.equal("nothing is left", [get(nodes[0], key).HasField("record") for key in keys], [False] * len(keys))
+
+
+def cluster(checks, stub, count):
     info = stub.Info(cluster_pb2.InfoRequest(), timeout=DEADLINE_S)
-    checks.equal("a cluster of one", (info.node_count, info.leader), (1, info.answered_by.name))
+    checks.equal(f"a cluster of {count}", info.node_count, count)
     checks.equal("every partition has a leader", info.partitions_led, info.partition_count)
     checks.equal("no problems", list(info.problems), [])
     nodes = stub.ListNodes(cluster_pb2.ListNodesRequest(), timeout=DEADLINE_S).nodes
-    checks.equal("the node is listed", [node.name for node in nodes], [info.answered_by.name])
+    names = [node.name for node in nodes]
+    checks.true(
+        "the nodes are listed", len(names) == count and {info.answered_by.name, info.leader} <= {*names}, repr(names)
+    )
     partitions = stub.ListPartitions(cluster_pb2.ListPartitionsRequest(), timeout=DEADLINE_S).partitions
     checks.equal("every partition is listed", len(partitions), info.partition_count)
     ordered = sorted(partitions, key=lambda partition: partition.first_hash)
@@ -267,7 +327,8 @@ def cluster(checks, stub):
     watch = stub.WatchTopology(cluster_pb2.WatchTopologyRequest(), timeout=DEADLINE_S)
     topology = next(watch)
     watch.cancel()
-    checks.equal("a watch begins with what is", (topology.epoch, len(topology.nodes)), (info.epoch, 1))
+    checks.equal("a watch begins with what is", (topology.epoch, len(topology.nodes)), (info.epoch, count))
+    checks.equal("and names its cluster", topology.cluster_id, info.cluster_id)
 
 
 def health(checks, channel):

@@ -1,5 +1,6 @@
 """Shared by the client checks: code generated from the interface, checks that are counted."""
 
+import contextlib
 import importlib
 import pathlib
 import sys
@@ -24,6 +25,16 @@ def generate(directory, *files):
     if _generated.name not in sys.path:
         sys.path.insert(0, _generated.name)
     importlib.invalidate_caches()
+
+
+@contextlib.contextmanager
+def connected(addresses):
+    """A channel to each address, ready."""
+    with contextlib.ExitStack() as stack:
+        channels = [stack.enter_context(grpc.insecure_channel(address)) for address in addresses]
+        for channel in channels:
+            grpc.channel_ready_future(channel).result(timeout=10)
+        yield channels
 
 
 class Checks:

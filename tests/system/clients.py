@@ -1,45 +1,82 @@
 #!/usr/bin/env python3
-"""Stock gRPC clients of Python against a live node: the original's calls, rushkv.v1, the descriptor
-set of `make proto`; and the demo script.
+"""Stock gRPC clients of Python and Node.js against a live node and a cluster of three: the original's
+calls, rushkv.v1, the descriptor set of `make proto`; and the demo script.
 
-The checks themselves are tests/python/*.py, run in an environment made from requirements.txt.
+The checks themselves are tests/python/*.py, run in an environment made from requirements.txt, and
+tests/node/check_*.js, run with the packages of package-lock.json.
 """
 
 import hashlib
 import os
 import pathlib
+import shutil
 import sys
 import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from harness import REPO, Failed, binary, check, finish, live_node, note, run
+from harness import REPO, Failed, binary, check, finish, live_cluster, live_node, note, run
 
-HERE = REPO / "tests/python"
+PYTHON = REPO / "tests/python"
+NODE = REPO / "tests/node"
+CACHE = pathlib.Path(os.environ.get("CACHE") or pathlib.Path.home() / ".cache/rushkv")
 
 
-def environment():
+def kept(kind, *wanted):
+    """A directory for what is installed once: another one for each content of `wanted`."""
+    digest = hashlib.sha256()
+    for one in wanted:
+        digest.update(one)
+    return CACHE / f"{kind}-{digest.hexdigest()[:8]}"
+
+
+def python_environment():
     """The interpreter of a virtual environment with the required packages; made once."""
-    wanted = (HERE / "requirements.txt").read_bytes()
-    cache = pathlib.Path(os.environ.get("CACHE") or pathlib.Path.home() / ".cache/rushkv")
-    base = cache / f"python-{hashlib.sha256(wanted + sys.version.encode()).hexdigest()[:8]}"
+    base = kept("python", (PYTHON / "requirements.txt").read_bytes(), sys.version.encode())
     if not (base / "complete").exists():
         run([sys.executable, "-m", "venv", "--clear", base], timeout=120)
-        run([base / "bin/python", "-m", "pip", "install", "--quiet", "-r", HERE / "requirements.txt"], timeout=400)
+        run([base / "bin/python", "-m", "pip", "install", "--quiet", "-r", PYTHON / "requirements.txt"], timeout=400)
         (base / "complete").touch()
     return base / "bin/python"
 
 
+def node_modules():
+    """The folder of the packages that the lock file names; made once."""
+    lock = (NODE / "package-lock.json").read_bytes()
+    base = kept("node", lock, run(["node", "--version"]).stdout.encode())
+    if not (base / "complete").exists():
+        shutil.rmtree(base, ignore_errors=True)
+        base.mkdir(parents=True)
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(NODE / name, base)
+        run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=base, timeout=400)
+        (base / "complete").touch()
+    return base / "node_modules"
+
+
+def ask(argv, addresses, **options):
+    """Runs one client's checks against these servers."""
+    done = run([*argv, *addresses], timeout=180, ok=None, **options)
+    if done.returncode != 0:
+        raise Failed(done.stdout + done.stderr)
+    note(done.stdout.strip().splitlines()[-1])
+
+
 def main():
     with check("the Python environment is there", needed=True):
-        python = environment()
+        python = python_environment()
+    with check("the packages of Node.js are there", needed=True):
+        modules = node_modules()
     for engine in ("fjall", "sled"):
-        with live_node("--set", f"storage.engine={engine}") as node:
-            for script in sorted(HERE.glob("check_*.py")):
-                with check(f"{script.name}, engine {engine}"):
-                    done = run([python, "-B", script, node.address], timeout=180, cwd=HERE, ok=None)
-                    if done.returncode != 0:
-                        raise Failed(done.stdout + done.stderr)
-                    note(done.stdout.strip().splitlines()[-1])
+        settings = ("--set", f"storage.engine={engine}")
+        for count, cluster in ((1, live_cluster(1, *settings)), (3, live_cluster(3, *settings))):
+            with cluster as nodes:
+                addresses = [node.address for node in nodes]
+                for script in sorted(PYTHON.glob("check_*.py")):
+                    with check(f"Python, {script.name}, {count} nodes, engine {engine}"):
+                        ask([python, "-B", script], addresses, cwd=PYTHON)
+                for script in sorted(NODE.glob("check_*.js")):
+                    with check(f"Node.js, {script.name}, {count} nodes, engine {engine}"):
+                        ask(["node", script], addresses, cwd=NODE, env={"NODE_PATH": str(modules)})
     with live_node() as node, tempfile.TemporaryDirectory(prefix="rushkv-protoset-") as scratch:
         with check("a client that knows only the descriptor set of make proto reads and writes"):
             descriptors = pathlib.Path(scratch) / "rushkv.pb"
@@ -53,4 +90,5 @@ def main():
                 raise Failed(left)
 
 
-finish(main)
+if __name__ == "__main__":
+    finish(main)

@@ -7,11 +7,11 @@ Everything is bounded in time, and everything that is started is ended by its ow
 from .checks import Failed, check, finish, note
 from .commands import REPO, free_port, packages, poll, run
 from .machine import Machine
-from .node import binary, live_node
+from .node import binary, live_cluster, live_node
 from .root import root_copy
 from .switch import Switch
 
 __all__ = [
-    "Failed", "Machine", "REPO", "Switch", "binary", "check", "finish", "free_port", "live_node", "note",
-    "packages", "poll", "root_copy", "run",
+    "Failed", "Machine", "REPO", "Switch", "binary", "check", "finish", "free_port", "live_cluster", "live_node",
+    "note", "packages", "poll", "root_copy", "run",
 ]

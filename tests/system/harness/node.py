@@ -17,8 +17,8 @@ from .commands import REPO, free_port, poll, run
 class Node:
     """Use `live_node()`."""
 
-    def __init__(self, scratch, extra):
-        self.port = free_port()
+    def __init__(self, scratch, extra, name="test", port=None):
+        self.port = port or free_port()
         self.metrics_port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.metrics = f"http://127.0.0.1:{self.metrics_port}"
@@ -26,7 +26,7 @@ class Node:
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
                 [
-                    binary("rushkv"), "-id=test", "-addr=127.0.0.1", f"-port={self.port}", f"-data={scratch / 'data'}",
+                    binary("rushkv"), f"-id={name}", "-addr=127.0.0.1", f"-port={self.port}", f"-data={scratch / 'data'}",
                     "--set", f"metrics.addr=127.0.0.1:{self.metrics_port}", *extra,
                 ],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=scratch, start_new_session=True,
@@ -84,13 +84,28 @@ def binary(name):
 @contextlib.contextmanager
 def live_node(*extra):
     """A node that serves; stopped, and its data removed, at the end."""
+    with live_cluster(1, *extra) as (node,):
+        yield node
+
+
+@contextlib.contextmanager
+def live_cluster(count, *extra):
+    """So many nodes of one cluster, all of which serve; stopped, and their data removed, at the end."""
     scratch = pathlib.Path(tempfile.mkdtemp(prefix="rushkv-node-", dir="/var/tmp"))
+    nodes = []
     try:
-        node = Node(scratch, extra)
-        try:
+        ports = [free_port() for _ in range(count)]
+        if count > 1:
+            extra = ("--set", "peers=" + ",".join(f"127.0.0.1:{port}" for port in ports), *extra)
+        for number, port in enumerate(ports, 1):
+            (scratch / str(number)).mkdir()
+            nodes.append(Node(scratch / str(number), extra, f"node{number}" if count > 1 else "test", port))
+        for node in nodes:
             node.await_ready()
-            yield node
-        finally:
-            node.stop()
+        yield nodes
     finally:
-        shutil.rmtree(scratch)
+        # All of them, whatever becomes of one.
+        with contextlib.ExitStack() as stack:
+            stack.callback(shutil.rmtree, scratch)
+            for node in nodes:
+                stack.callback(node.stop)
