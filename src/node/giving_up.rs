@@ -1,5 +1,5 @@
 //! A cluster of one gives itself up, so that its node can join another cluster: what the original's way
-//! (start each node alone, then join them) comes to here. `docs/decisions/0011-giving-up.md` says why in
+//! (start each node alone, then join them) comes to here. `docs/decisions/0012-giving-up.md` says why in
 //! this order.
 //!
 //! 1. group 0 commits Seal: nobody can join this cluster any more;
