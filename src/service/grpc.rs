@@ -20,8 +20,6 @@ use tokio::sync::watch;
 use tonic::codegen::http::{Request, Response, StatusCode, header};
 use tonic::codegen::{BoxFuture, Service as _};
 use tonic::{Code, Status};
-use tonic_health::ServingStatus;
-use tonic_health::server::{HealthReporter, HealthService};
 
 use super::answer::{self, AnswerBody, Answers, Lingering, Tasks};
 use super::body::{Held, RequestBody, Total};
@@ -106,18 +104,16 @@ pub async fn serve<N: Backend>(
     shutdown: impl Future<Output = ()> + Send,
 ) -> io::Result<()> {
     let (stopping, stopped) = watch::channel(false);
-    let reporter = HealthReporter::new();
-    // Until the node was asked.
-    health::set(&reporter, ServingStatus::NotServing).await;
-    let dispatch = Arc::new(Dispatch::new(node.clone(), &reporter, metrics.clone(), options, stopped)?);
+    let health = health::Health::new(node.clone()).await;
+    let dispatch = Arc::new(Dispatch::new(node, &health, metrics.clone(), options, stopped)?);
 
     let shutdown = async {
         tokio::select! {
             () = shutdown => {}
-            () = health::watch(&reporter, &*node) => {}
+            () = health.watch() => {}
         }
         // Before anything is closed, so that those who watch hear of it.
-        health::set(&reporter, ServingStatus::NotServing).await;
+        health.stop().await;
     };
     let refused = || metrics.connection_refused("limit");
     let serve_one = |stream, stopping| connection(stream, dispatch.clone(), stopping);
@@ -233,7 +229,7 @@ macro_rules! handler {
 impl Dispatch {
     fn new<N: Backend>(
         node: Arc<N>,
-        reporter: &HealthReporter,
+        health: &Arc<health::Health<N>>,
         metrics: Arc<metrics::Grpc>,
         options: Options,
         stopping: watch::Receiver<bool>,
@@ -243,7 +239,6 @@ impl Dispatch {
                 .register_encoded_file_descriptor_set(crate::proto::DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
-        let health = HealthService::from_health_reporter(reporter.clone());
         let answers = Answers::new(metrics.answer_bytes.clone(), options.answer_bytes_max);
         let kv = kv::Service::new(node.clone(), answers.clone(), options.scans_max);
         let max = limits::DECODE_BYTES_MAX;
@@ -261,7 +256,7 @@ impl Dispatch {
                     ClusterServer::new(cluster::Service::new(node.clone())).max_decoding_message_size(max)
                 ),
             ),
-            ("grpc.health.v1.Health", handler!(tonic_health::pb::health_server::HealthServer::new(health))),
+            ("grpc.health.v1.Health", handler!(health.service())),
             (
                 "grpc.reflection.v1.ServerReflection",
                 handler!(reflection().build_v1().map_err(io::Error::other)?),

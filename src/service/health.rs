@@ -1,39 +1,113 @@
 //! `grpc.health.v1`: SERVING while the node has no problem, NOT_SERVING otherwise and while stopping.
+//!
+//! A Check is answered from the node as it is now, so that it says what `/readyz` and the service manager's
+//! READY say; a Watch hears of a change within [`INTERVAL`].
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Mutex;
+use tonic::{Request, Response, Status, async_trait};
 use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_server};
+use tonic_health::server::{HealthReporter, HealthService};
 
 use super::Backend;
 
 /// The services that have a status; the empty name is the server as a whole.
 pub(super) const SERVICES: [&str; 4] = ["", "rushkv.RushKV", "rushkv.v1.Kv", "rushkv.v1.Cluster"];
 
-/// How often the node is asked.
+/// How often the node is asked for those who watch.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-pub(super) async fn set(reporter: &HealthReporter, status: ServingStatus) {
+/// What is told of a node.
+pub(super) struct Health<N> {
+    node: Arc<N>,
+    reporter: HealthReporter,
+    told: Mutex<Told>,
+}
+
+/// What was told last.
+enum Told {
+    Status(ServingStatus),
+    /// The server stops: whatever the node is, it does not serve any more.
+    Stopping,
+}
+
+impl<N: Backend> Health<N> {
+    /// NOT_SERVING, until the node is asked.
+    pub(super) async fn new(node: Arc<N>) -> Arc<Health<N>> {
+        let reporter = HealthReporter::new();
+        set(&reporter, ServingStatus::NotServing).await;
+        let told = Mutex::new(Told::Status(ServingStatus::NotServing));
+        Arc::new(Health { node, reporter, told })
+    }
+
+    /// The service of the gRPC port.
+    pub(super) fn service(self: &Arc<Self>) -> health_server::HealthServer<Service<N>> {
+        let inner = HealthService::from_health_reporter(self.reporter.clone());
+        health_server::HealthServer::new(Service { health: self.clone(), inner })
+    }
+
+    /// Keeps those who watch told; never returns.
+    pub(super) async fn watch(&self) {
+        let mut interval = tokio::time::interval(INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        loop {
+            interval.tick().await;
+            self.look().await;
+        }
+    }
+
+    /// NOT_SERVING from now on.
+    pub(super) async fn stop(&self) {
+        *self.told.lock().await = Told::Stopping;
+        set(&self.reporter, ServingStatus::NotServing).await;
+    }
+
+    async fn look(&self) {
+        let mut told = self.told.lock().await;
+        let now = match self.node.problems().is_empty() {
+            true => ServingStatus::Serving,
+            false => ServingStatus::NotServing,
+        };
+        if let Told::Status(last) = *told
+            && last != now
+        {
+            set(&self.reporter, now).await;
+            *told = Told::Status(now);
+        }
+    }
+}
+
+async fn set(reporter: &HealthReporter, status: ServingStatus) {
     for service in SERVICES {
         reporter.set_service_status(service, status).await;
     }
 }
 
-fn status<N: Backend>(node: &N) -> ServingStatus {
-    if node.problems().is_empty() { ServingStatus::Serving } else { ServingStatus::NotServing }
+pub(super) struct Service<N> {
+    health: Arc<Health<N>>,
+    inner: HealthService,
 }
 
-/// Keeps the status true; never returns.
-pub(super) async fn watch<N: Backend>(reporter: &HealthReporter, node: &N) {
-    let mut last = None;
-    let mut interval = tokio::time::interval(INTERVAL);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    loop {
-        interval.tick().await;
-        let now = status(node);
-        if last != Some(now) {
-            set(reporter, now).await;
-            last = Some(now);
-        }
+#[async_trait]
+impl<N: Backend> health_server::Health for Service<N> {
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
+        self.health.look().await;
+        self.inner.check(request).await
+    }
+
+    type WatchStream = <HealthService as health_server::Health>::WatchStream;
+
+    async fn watch(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        self.health.look().await;
+        self.inner.watch(request).await
     }
 }

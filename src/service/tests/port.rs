@@ -39,6 +39,9 @@ async fn health_follows_the_nodes_problems_and_the_shutdown() {
         assert_eq!(status.into_inner().status(), ServingStatus::Serving, "{service:?}");
     }
     server.node.problems.lock().unwrap().push(Problem { reason: "TEST", message: "a test".into() });
+    // As the node is now, not as it was a moment ago.
+    let status = client.check(HealthCheckRequest { service: String::new() }).await.unwrap();
+    assert_eq!(status.into_inner().status(), ServingStatus::NotServing);
     tokio::time::timeout(wait, next(ServingStatus::NotServing)).await.unwrap();
     server.node.problems.lock().unwrap().clear();
     tokio::time::timeout(wait, next(ServingStatus::Serving)).await.unwrap();
