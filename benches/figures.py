@@ -13,7 +13,7 @@ import time
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO / "tests/system"))
-from harness import poll, run
+from harness import Failed, poll, run
 
 CARGO = os.environ.get("CARGO", "cargo")
 
@@ -102,8 +102,15 @@ def server(argv, ready):
             process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=scratch, start_new_session=True
             )
+
+        def running():
+            if process.poll() is not None:
+                tail = (pathlib.Path(scratch) / "log").read_text(errors="replace")[-2000:]
+                raise Failed(f"{argv[0]} ended with {process.returncode}:\n{tail}")
+            return True
+
         try:
-            poll(f"{argv[0]} answers", ready, 20)
+            poll(f"{argv[0]} answers", lambda: running() and ready(), 20)
             yield process
         finally:
             process.terminate()

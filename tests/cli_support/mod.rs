@@ -3,10 +3,13 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::fs::File;
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
+
+#[path = "../support/ports.rs"]
+mod ports;
+use ports::free_port;
 
 /// How long a node may take from its start to its first answer.
 const START_PATIENCE: Duration = Duration::from_secs(30);
@@ -79,19 +82,6 @@ impl Node {
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
-}
-
-/// A port that is free, and so is the one of the HTTP endpoint that goes with it.
-fn free_port() -> u16 {
-    for _ in 0..100 {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port on loopback");
-        let port = listener.local_addr().expect("bound").port();
-        let http = port.checked_add(1100);
-        if http.is_some_and(|http| TcpListener::bind(("127.0.0.1", http)).is_ok()) {
-            return port;
-        }
-    }
-    panic!("no free pair of ports in 100 tries");
 }
 
 fn tool(program: &str, node: &Node, words: &[&str]) -> Command {

@@ -3,7 +3,6 @@
 #![allow(dead_code)] // each test file uses a part of it
 #![allow(clippy::unwrap_used)] // a failure here is a failed test
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,6 +10,10 @@ use std::time::{Duration, Instant};
 use rushkv::proto::v1::InfoRequest;
 use rushkv::proto::v1::cluster_client::ClusterClient;
 use tonic::transport::{Channel, Endpoint};
+
+#[path = "ports.rs"]
+mod ports;
+pub use ports::free_port;
 
 /// How long a daemon may take from its start until it serves.
 const SERVES_WITHIN: Duration = Duration::from_secs(30);
@@ -25,11 +28,6 @@ pub struct Daemon {
     engine: &'static str,
     log: PathBuf,
     env: Vec<(&'static str, String)>,
-}
-
-/// A port that was free a moment ago.
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 impl Daemon {

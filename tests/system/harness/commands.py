@@ -1,7 +1,9 @@
 """Commands with a deadline, polling, ports, and where the packages under test are."""
 
+import contextlib
 import os
 import pathlib
+import random
 import signal
 import socket
 import subprocess
@@ -55,10 +57,13 @@ def poll(what, condition, seconds, every=0.1):
 
 
 def free_port():
-    """A TCP port on loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A TCP port on loopback that nobody listens on, below those that connections going out are given."""
+    for _ in range(100):
+        port = random.randrange(10_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise Failed("no free port in 100 tries")
 
 
 def packages(suffix):
