@@ -3,11 +3,12 @@
 #![allow(dead_code)] // each test file uses a part of it
 #![allow(clippy::unwrap_used)] // a failure here is a failed test
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rushkv::proto::v1::cluster_client::ClusterClient;
 use rushkv::proto::v1::kv_client::KvClient;
-use rushkv::proto::v1::{GetRequest, InfoRequest, ListNodesRequest, PutRequest};
+use rushkv::proto::v1::{GetRequest, InfoRequest, ListNodesRequest, ListPartitionsRequest, PutRequest};
 use tonic::transport::Channel;
 
 use crate::process::Daemon;
@@ -102,6 +103,36 @@ impl Cluster {
             }
             assert!(started.elapsed() < WAIT_MAX, "not settled: {answer:?}\n{}", self.logs());
             tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Waits until the node `at` has, durably, all that was committed when this was called.
+    pub async fn catches_up(&self, at: usize) {
+        let name = &self.nodes[at].name;
+        let started = Instant::now();
+        let mut wanted: BTreeMap<u32, u64> = BTreeMap::new();
+        loop {
+            let mut client = ClusterClient::new(self.nodes[at].channel());
+            let answer =
+                client.list_partitions(ListPartitionsRequest {}).await.map(tonic::Response::into_inner);
+            let mut behind = vec!["nobody says".to_string()];
+            if let Ok(answer) = &answer {
+                if wanted.is_empty() {
+                    wanted = answer.partitions.iter().map(|one| (one.id, one.commit_index)).collect();
+                }
+                let has = |one: &rushkv::proto::v1::Partition| {
+                    let replica = one.replicas.iter().find(|replica| replica.node == *name);
+                    replica.map_or(0, |replica| replica.match_index)
+                };
+                let lags = answer.partitions.iter().filter(|one| has(one) < wanted[&one.id]);
+                behind =
+                    lags.map(|one| format!("p{}: {} of {}", one.id, has(one), wanted[&one.id])).collect();
+            }
+            if behind.is_empty() {
+                return;
+            }
+            assert!(started.elapsed() < WAIT_MAX, "{name} does not catch up: {behind:?}\n{}", self.logs());
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
