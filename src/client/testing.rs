@@ -286,6 +286,9 @@ impl State {
             leader_count: 2,
             engine_disk_bytes: 5 << 20,
             wal_bytes: 64 << 20,
+            state: v1::NodeState::Active.into(),
+            is_reachable: true,
+            group0_role: v1::ReplicaRole::Leader.into(),
         }
     }
 
@@ -296,6 +299,7 @@ impl State {
             node: "node1".into(),
             role: v1::ReplicaRole::Leader.into(),
             match_index: 7,
+            silent_ms: None,
         };
         v1::Partition {
             id,

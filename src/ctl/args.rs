@@ -49,7 +49,7 @@ pub enum Command {
 
 #[derive(Debug, Clone, PartialEq, Subcommand)]
 pub enum Cluster {
-    /// Name, size, leader, version
+    /// Its nodes with their roles, partitions by health, replication lag, epoch
     Info,
     /// Every problem that is known: exit code 0 if there is none, else 5
     Health,

@@ -2,16 +2,50 @@
 
 use serde_json::json;
 
-use crate::cli::tool::table::column;
+use super::standing::{self, Health};
+use crate::cli::tool::table::{self, Column, column};
 use crate::cli::tool::{Cell, Fault, Format, Outcome, Printer};
 use crate::client::Client;
 use crate::error::Reason;
 use crate::proto::v1;
 
+/// Prints the cluster, and below it its nodes: lines that begin with `node` in plain output, `members` in
+/// JSON.
 pub(super) async fn info(client: &Client, printer: &mut Printer) -> Outcome {
     let info = client.cluster_info().await?;
-    let answered_by = info.answered_by.unwrap_or_default();
-    printer.record(&[
+    let mut nodes = client.nodes().await?;
+    nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    let partitions = client.partitions().await?;
+    let cluster = summary(&info, &partitions);
+    let rows: Vec<Vec<Cell>> = nodes.iter().map(|node| member(node, &partitions)).collect();
+    match printer.format() {
+        Format::Json => {
+            let mut object = table::record_json(&cluster);
+            object["members"] = table::rows_json(&MEMBER, &rows);
+            printer.json(&object)?;
+        }
+        Format::Table => {
+            printer.record(&cluster)?;
+            printer.line("")?;
+            printer.rows(&MEMBER, &rows)?;
+        }
+        Format::Plain => {
+            printer.record(&cluster)?;
+            let named = |row: Vec<Cell>| [vec![Cell::from("node")], row].concat();
+            printer.rows(&[], &rows.into_iter().map(named).collect::<Vec<_>>())?;
+        }
+    }
+    Ok(0)
+}
+
+fn summary(info: &v1::InfoResponse, partitions: &[v1::Partition]) -> Vec<(Column, Cell)> {
+    let answered_by = info.answered_by.clone().unwrap_or_default();
+    let copies = info.replicas.min(info.node_count) as usize;
+    let count = |wanted: Health| {
+        let is = |partition: &&v1::Partition| standing::health(partition, copies) == wanted;
+        Cell::Number(partitions.iter().filter(is).count() as u64)
+    };
+    vec![
         (column("Cluster", "cluster"), Cell::name(&info.cluster_name)),
         (column("Id", "cluster_id"), Cell::name(&info.cluster_id)),
         (column("Version", "cluster_version"), Cell::Number(u64::from(info.cluster_version))),
@@ -19,14 +53,57 @@ pub(super) async fn info(client: &Client, printer: &mut Printer) -> Outcome {
         (column("Leader", "leader"), Cell::name(&info.leader)),
         (column("Nodes", "nodes"), Cell::Number(u64::from(info.node_count))),
         (column("Replicas", "replicas"), Cell::Number(u64::from(info.replicas))),
+        (
+            column("Tolerates failures", "tolerated_failures"),
+            Cell::Number(u64::from(tolerated(info.replicas, info.node_count))),
+        ),
         (column("Partitions", "partitions"), Cell::Number(u64::from(info.partition_count))),
-        (column("Partitions led", "partitions_led"), Cell::Number(u64::from(info.partitions_led))),
+        (column("- healthy", "partitions_healthy"), count(Health::Healthy)),
+        (column("- degraded", "partitions_degraded"), count(Health::Degraded)),
+        (column("- leaderless", "partitions_leaderless"), count(Health::Leaderless)),
+        (column("Replication lag", "replication_lag"), Cell::Number(standing::lag(partitions, None))),
         (column("Answered by", "answered_by"), Cell::name(&answered_by.name)),
         (column("Program", "program_version"), Cell::name(&answered_by.version)),
         (column("Engine", "engine"), Cell::name(&answered_by.engine)),
         (column("Problems", "problems"), Cell::Number(info.problems.len() as u64)),
-    ])?;
-    Ok(0)
+    ]
+}
+
+/// A node in `cluster info`. The lag is the number of entries that its copy furthest behind lacks.
+const MEMBER: [Column; 7] = [
+    column("NODE", "node"),
+    column("ADDRESS", "address"),
+    column("STATE", "state"),
+    column("GROUP 0", "group0_role"),
+    column("LEADS", "leads"),
+    column("REPLICAS", "replicas"),
+    column("LAG", "lag"),
+];
+
+fn member(node: &v1::Node, partitions: &[v1::Partition]) -> Vec<Cell> {
+    let is_its = |replica: &v1::Replica| replica.node == node.name;
+    let held = partitions.iter().filter(|partition| partition.replicas.iter().any(is_its)).count();
+    let led = partitions.iter().filter(|partition| partition.leader == node.name).count();
+    let state = match (node.is_reachable, node.state()) {
+        (false, _) => "unreachable",
+        (true, v1::NodeState::Leaving) => "leaving",
+        (true, v1::NodeState::Active | v1::NodeState::Unspecified) => "active",
+    };
+    let role = match node.group0_role() {
+        v1::ReplicaRole::Leader => "leader",
+        v1::ReplicaRole::Follower | v1::ReplicaRole::Candidate => "voter",
+        v1::ReplicaRole::Learner => "learner",
+        v1::ReplicaRole::Unspecified => "",
+    };
+    vec![
+        Cell::name(&node.name),
+        Cell::name(&node.address),
+        state.into(),
+        Cell::name(role),
+        Cell::Number(led as u64),
+        Cell::Number(held as u64),
+        Cell::Number(standing::lag(partitions, Some(&node.name))),
+    ]
 }
 
 /// Takes a node in.

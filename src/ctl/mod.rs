@@ -4,6 +4,7 @@ mod args;
 mod cluster;
 mod node;
 mod partition;
+mod standing;
 #[cfg(test)]
 mod tests;
 

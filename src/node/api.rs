@@ -1,6 +1,8 @@
 //! What a node can be asked, as values. [`super::Node`] answers with these; the services only
 //! translate them to the wire.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use tokio::time::Instant;
 
@@ -71,6 +73,12 @@ pub struct NodeInfo {
     pub leader_count: u32,
     pub engine_disk_bytes: u64,
     pub wal_bytes: u64,
+    /// Its copies move elsewhere; when none is left, it is dropped.
+    pub is_leaving: bool,
+    /// It answered the asked node just now, or is that one.
+    pub is_reachable: bool,
+    /// What it is in group 0; `None` if the asked node can't tell.
+    pub group0_role: Option<Role>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +87,8 @@ pub struct ReplicaInfo {
     pub node: String,
     pub role: Role,
     pub match_index: u64,
+    /// How long ago it last answered its leader, which tells; `None` for that one itself.
+    pub silent: Option<Duration>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -99,7 +99,8 @@ impl Node {
         for (number, answer) in join_all(asked).await {
             match answer {
                 Ok(answer) => {
-                    said.extend(answer.node.map(|node| (number, node_from(node))));
+                    let reached = |node| NodeInfo { is_reachable: true, ..node_from(node) };
+                    said.extend(answer.node.map(|node| (number, reached(node))));
                     led.extend(
                         answer.partitions.into_iter().map(|one| (PartitionId(one.id), partition_from(one))),
                     );
@@ -114,13 +115,15 @@ impl Node {
             }
         }
         let (mine, mine_led) = self.describe()?;
-        said.insert(seat.number(), mine);
+        said.insert(seat.number(), NodeInfo { is_reachable: true, ..mine });
         led.extend(mine_led.into_iter().map(|one| (one.id, one)));
-        let leader = seat.meta.status().live_leader().and_then(|leader| name_of(state, leader.node()));
+        let group0 = seat.meta.status();
+        let leader = group0.live_leader().and_then(|leader| name_of(state, leader.node()));
         let nodes = (state.members.iter())
             .map(|(number, member)| {
                 let mut info = said.remove(number).unwrap_or_else(|| known_of(*number, member));
                 info.is_group0_leader = leader.as_deref() == Some(&member.name);
+                info.group0_role = role_in(&group0, *number);
                 info
             })
             .collect();
@@ -224,6 +227,7 @@ impl Node {
                 node: name_of(state, replica.node()).unwrap_or_default(),
                 role: role_of(*replica, here, &status),
                 match_index: match_of(*replica, here, &status),
+                silent: silence_of(*replica, &status),
             })
             .collect();
         info
@@ -248,11 +252,17 @@ fn known_of(number: NodeId, member: &meta::Member) -> NodeInfo {
         leader_count: 0,
         engine_disk_bytes: 0,
         wal_bytes: 0,
+        is_leaving: member.state == meta::MemberState::Leaving,
+        is_reachable: false,
+        group0_role: None,
     }
 }
 
 fn node_from(node: v1::Node) -> NodeInfo {
     NodeInfo {
+        is_leaving: node.state() == v1::NodeState::Leaving,
+        is_reachable: node.is_reachable,
+        group0_role: None,
         name: node.name,
         number: NodeId(u32::try_from(node.number).unwrap_or(u32::MAX)),
         address: node.address,
@@ -282,6 +292,7 @@ fn partition_from(partition: v1::Partition) -> PartitionInfo {
         },
         node: replica.node,
         match_index: replica.match_index,
+        silent: replica.silent_ms.map(Duration::from_millis),
     };
     PartitionInfo {
         id: PartitionId(partition.id),
@@ -311,6 +322,21 @@ fn role_of(replica: ReplicaId, here: ReplicaId, status: &raft::Status) -> Role {
         _ if status.learners.contains(&replica) => Role::Learner,
         _ => Role::Follower,
     }
+}
+
+/// A node's role in group 0, as this one sees it.
+fn role_in(group0: &raft::Status, number: NodeId) -> Option<Role> {
+    let of = |replicas: &[ReplicaId]| replicas.iter().any(|replica| replica.node() == number);
+    match group0.live_leader() {
+        Some(leader) if leader.node() == number => Some(Role::Leader),
+        _ if of(&group0.voters) => Some(Role::Follower),
+        _ if of(&group0.learners) => Some(Role::Learner),
+        _ => None,
+    }
+}
+
+fn silence_of(replica: ReplicaId, status: &raft::Status) -> Option<Duration> {
+    status.answered.iter().find(|(id, _)| *id == replica).map(|(_, ago)| *ago)
 }
 
 fn match_of(replica: ReplicaId, here: ReplicaId, status: &raft::Status) -> u64 {

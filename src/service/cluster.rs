@@ -199,6 +199,13 @@ pub(super) fn node(node: NodeInfo) -> v1::Node {
         leader_count: node.leader_count,
         engine_disk_bytes: node.engine_disk_bytes,
         wal_bytes: node.wal_bytes,
+        state: match node.is_leaving {
+            true => v1::NodeState::Leaving,
+            false => v1::NodeState::Active,
+        }
+        .into(),
+        is_reachable: node.is_reachable,
+        group0_role: node.group0_role.map_or(v1::ReplicaRole::Unspecified, role).into(),
     }
 }
 
@@ -221,12 +228,21 @@ fn partition(partition: PartitionInfo) -> v1::Partition {
     }
 }
 
-fn replica(replica: ReplicaInfo) -> v1::Replica {
-    let role = match replica.role {
+fn role(role: Role) -> v1::ReplicaRole {
+    match role {
         Role::Leader => v1::ReplicaRole::Leader,
         Role::Follower => v1::ReplicaRole::Follower,
         Role::Learner => v1::ReplicaRole::Learner,
         Role::Candidate => v1::ReplicaRole::Candidate,
-    };
-    v1::Replica { id: replica.id.0, node: replica.node, role: role.into(), match_index: replica.match_index }
+    }
+}
+
+fn replica(replica: ReplicaInfo) -> v1::Replica {
+    v1::Replica {
+        id: replica.id.0,
+        node: replica.node,
+        role: role(replica.role).into(),
+        match_index: replica.match_index,
+        silent_ms: replica.silent.map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX)),
+    }
 }

@@ -203,13 +203,22 @@ pub(super) fn cluster_info() -> ClusterInfo {
         leader_count: 2,
         engine_disk_bytes: 4,
         wal_bytes: 5,
+        is_leaving: false,
+        is_reachable: true,
+        group0_role: Some(Role::Leader),
     };
     let id = ReplicaId::new(NodeId(1), 1);
     let partition = PartitionInfo {
         id: PartitionId(0),
         first_hash: 0,
         last_hash: u64::MAX,
-        replicas: vec![ReplicaInfo { id, node: "node1".into(), role: Role::Leader, match_index: 9 }],
+        replicas: vec![ReplicaInfo {
+            id,
+            node: "node1".into(),
+            role: Role::Leader,
+            match_index: 9,
+            silent: None,
+        }],
         leader: Some("node1".into()),
         term: 1,
         commit_index: 9,
