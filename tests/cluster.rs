@@ -15,12 +15,11 @@ mod process;
 #[path = "support/register.rs"]
 mod register;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use cluster::{Cluster, WAIT_MAX, get, info, put};
-use failover::{Borne, Load, all_killed, one_killed, writers};
+use failover::{Borne, Load, all_killed, one_killed, stopped_in_turn, writers};
 use ledger::{under_way, verify_all};
 use rushkv::proto::v1::LeaveRequest;
 use rushkv::proto::v1::cluster_client::ClusterClient;
@@ -79,40 +78,14 @@ async fn all_nodes_are_killed_at_once_on_sled() {
     all_killed("sled", kills(2)).await;
 }
 
-/// A planned restart: every write is answered, none fails.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_hands_the_leaderships_over_first() {
-    let mut cluster = Cluster::start(3, "fjall").await;
-    for victim in 0..3 {
-        let others: Vec<Channel> =
-            (0..3).filter(|at| *at != victim).map(|at| cluster.nodes[at].channel()).collect();
-        let stop = Arc::new(AtomicBool::new(false));
-        let load = {
-            let stop = stop.clone();
-            tokio::spawn(async move {
-                let mut longest = Duration::ZERO;
-                let mut count = 0;
-                while !stop.load(Ordering::Relaxed) {
-                    let started = Instant::now();
-                    let key = format!("k{}", count % 64);
-                    put(&others[count % 2], &key, "v").await.expect("no write fails in a planned restart");
-                    longest = longest.max(started.elapsed());
-                    count += 1;
-                }
-                (longest, count)
-            })
-        };
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        assert_eq!(cluster.nodes[victim].stop(), Some(0), "{}", cluster.nodes[victim].log());
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        stop.store(true, Ordering::Relaxed);
-        let (longest, count) = load.await.unwrap();
-        println!("{count} writes, the longest took {longest:?}");
-        let log = cluster.nodes[victim].log();
-        assert!(!log.contains("the others will elect"), "{log}");
-        cluster.nodes[victim].start();
-        cluster.serve().await;
-    }
+async fn a_stop_hands_the_leaderships_over_first_on_fjall() {
+    stopped_in_turn("fjall", 6, BORNE).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_hands_the_leaderships_over_first_on_sled() {
+    stopped_in_turn("sled", 3, BORNE).await;
 }
 
 /// 1 -> 3 -> 4 -> 3 nodes under load, the first member leaving.

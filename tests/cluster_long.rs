@@ -1,5 +1,5 @@
-//! What is promised of three nodes, counted: a node killed fifty times, and all of them twenty times, per
-//! engine. `RUSHKV_LONG_KILLS` and `RUSHKV_LONG_ALL_KILLS` set how often.
+//! What is promised of three nodes, counted, per engine: a node killed fifty times, all of them twenty times,
+//! a node stopped as planned thirty times. `RUSHKV_LONG_KILLS`, `RUSHKV_LONG_ALL_KILLS` and `RUSHKV_LONG_STOPS` set how often.
 
 #[path = "support/cluster.rs"]
 mod cluster;
@@ -14,10 +14,14 @@ mod register;
 
 use std::time::Duration;
 
-use failover::{Borne, all_killed, one_killed};
+use failover::{Borne, all_killed, one_killed, stopped_in_turn};
 
 /// Until writes go through again, in every partition that the killed node led.
 const BORNE: Borne = Borne { median: Duration::from_secs(2), worst: Duration::from_secs(5) };
+
+/// The longest write while a node that is stopped as planned hands over. The median is what is promised; the
+/// worst leaves room for sixteen writers, three unoptimised nodes and whatever else shares two cores.
+const STOPPED: Borne = Borne { median: Duration::from_millis(200), worst: Duration::from_secs(1) };
 
 fn times(variable: &str, default: usize) -> usize {
     std::env::var(variable).map_or(default, |times| times.parse().expect("a number of times"))
@@ -31,6 +35,16 @@ async fn a_node_is_killed_under_load_on_fjall() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_is_killed_under_load_on_sled() {
     one_killed("sled", times("RUSHKV_LONG_KILLS", 50), BORNE).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_planned_stop_costs_writes_next_to_nothing_on_fjall() {
+    stopped_in_turn("fjall", times("RUSHKV_LONG_STOPS", 30), STOPPED).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_planned_stop_costs_writes_next_to_nothing_on_sled() {
+    stopped_in_turn("sled", times("RUSHKV_LONG_STOPS", 30), STOPPED).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,7 @@
 //! or looks for its peers (`forming`). What can be refused is refused here, before anything runs.
 
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{Semaphore, watch};
@@ -181,6 +182,9 @@ impl Node {
     }
 }
 
+/// For the new leader to commit what the old one took, and to say so.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
+
 async fn hand_over<M: raft::Machine>(group: &raft::Group<M>, deadline: Deadline) {
     let status = group.status();
     if status.role != raft::Role::Leader || status.voters.len() < 2 {
@@ -191,6 +195,8 @@ async fn hand_over<M: raft::Machine>(group: &raft::Group<M>, deadline: Deadline)
         Ok(false) => tracing::warn!(key = %group.key(), "nobody took over in time: the others will elect"),
         Err(error) => tracing::warn!(key = %group.key(), %error, "the leadership stays until the end"),
     }
+    // The doors close next, and behind them nobody hears what became of the last writes.
+    group.answered(deadline.min(Instant::now() + ANSWERED_WITHIN)).await;
 }
 
 fn recover(options: &Options, wal_metrics: wal::Metrics) -> Result<Opened> {

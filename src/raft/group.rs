@@ -15,14 +15,14 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::error::RaftError;
 use openraft::storage::RaftLogStorage as _;
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Metrics;
 use super::carrier::Carrier;
 use super::incoming;
 use super::log_store::LogStore;
 use super::machine::Machine;
-use super::merge::{Proposal, READERS_MAX, Reader, propose_all, read_all};
+use super::merge::{Proposal, READERS_MAX, Reader, UnderWay, propose_all, read_all};
 use super::network::Peers;
 use super::outgoing::Outgoing;
 use super::receive::{APPEND_BYTES_MAX, CONTROLS_MAX};
@@ -93,6 +93,7 @@ pub struct Group<M: Machine> {
     /// The last entry of the log when it was opened.
     tail: Option<LogId>,
     proposals: mpsc::Sender<Proposal>,
+    pub(super) under_way: UnderWay,
     room: Arc<Semaphore>,
     readers: mpsc::Sender<Reader>,
     /// Room for appends that arrive, in bytes.
@@ -125,6 +126,7 @@ impl<M: Machine> Clone for Group<M> {
             damage: self.damage.clone(),
             tail: self.tail,
             proposals: self.proposals.clone(),
+            under_way: self.under_way.clone(),
             room: self.room.clone(),
             readers: self.readers.clone(),
             appends: self.appends.clone(),
@@ -212,7 +214,8 @@ impl<M: Machine> Group<M> {
             .map_err(|error| open_error(error.to_string()))?;
 
         let (proposals, queue) = mpsc::channel(GROUP_PENDING_MAX);
-        tokio::spawn(propose_all(raft.clone(), queue, metrics.clone()));
+        let under_way = UnderWay::default();
+        tokio::spawn(propose_all(raft.clone(), queue, under_way.clone(), metrics.clone()));
         let (readers, read_queue) = mpsc::channel(READERS_MAX);
         tokio::spawn(read_all(raft.clone(), read_queue, metrics.clone()));
         let (snapshots, parts) = mpsc::channel(incoming::QUEUE_MAX);
@@ -226,6 +229,7 @@ impl<M: Machine> Group<M> {
             damage,
             tail: log_last,
             proposals,
+            under_way,
             room: Arc::new(Semaphore::new(GROUP_PENDING_BYTES_MAX)),
             readers,
             appends: Arc::new(Semaphore::new(APPEND_BYTES_MAX)),
@@ -310,6 +314,15 @@ impl<M: Machine> Group<M> {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(ProposeError::Unknown("the group stopped".into())),
             Err(_) => Err(ProposeError::Unknown("no answer before the deadline".into())),
+        }
+    }
+
+    /// Resolves once every command that was proposed here is answered, or at the deadline. A replica that has
+    /// handed its leadership over answers them when it hears from the new leader that they are committed.
+    pub async fn answered(&self, deadline: Instant) {
+        // Whoever waits holds a share of the room.
+        while self.room.available_permits() < GROUP_PENDING_BYTES_MAX && Instant::now() < deadline {
+            sleep(ANSWERED_LOOK).await;
         }
     }
 
@@ -469,6 +482,9 @@ fn display(id: Option<LogId>) -> String {
 /// A snapshot is noted without any I/O of its own, but behind an apply that may wait for an fsync: this
 /// is longer than the longest stall that a node bears (two minutes).
 const SNAPSHOT_NOTED_WITHIN: Duration = Duration::from_secs(150);
+
+/// Between two looks at whether all proposals are answered; a stop waits for it.
+const ANSWERED_LOOK: Duration = Duration::from_millis(2);
 
 /// Rules 1, 7 and 16 of the design.
 fn config(key: LogKey) -> openraft::Config {

@@ -29,6 +29,9 @@ const TRANSFER_LAG_MAX: u64 = 4096;
 /// How long a transfer may take. The group accepts no writes meanwhile.
 const TRANSFER_WITHIN: Duration = Duration::from_secs(2);
 
+/// How long a transfer waits for what is under way.
+const QUIET_WITHIN: Duration = Duration::from_millis(200);
+
 /// Why the membership was not changed, or is not known to be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MembershipError {
@@ -164,6 +167,9 @@ impl<M: Machine> Group<M> {
             return Ok(true);
         }
         fit(&status, to).map_err(MembershipError::NotReady)?;
+        // What is under way is answered first: once another one leads, this replica learns only by and by that
+        // it is committed. If that takes long, it is not waited for.
+        let quiet = timeout_at(deadline.min(Instant::now() + QUIET_WITHIN), self.under_way.write()).await;
         let mut changes = self.changes();
         let deadline = deadline.min(Instant::now() + TRANSFER_WITHIN);
         let stopped = |error: &dyn std::fmt::Display| MembershipError::Unknown(error.to_string());
@@ -179,7 +185,9 @@ impl<M: Machine> Group<M> {
                 }
             }
         };
-        if let Ok(taken_over) = timeout_at(deadline, taken_over).await {
+        let taken_over = timeout_at(deadline, taken_over).await;
+        drop(quiet);
+        if let Ok(taken_over) = taken_over {
             return Ok(taken_over);
         }
         if self.status().role == Role::Leader {

@@ -1,11 +1,13 @@
 //! What waits goes to the consensus core together: proposals as one message, readers as one ReadIndex.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use openraft::Raft;
 use openraft::error::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::raft::ReadPolicy;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, RwLock, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::Metrics;
@@ -33,14 +35,20 @@ pub(super) struct Proposal {
 /// Somebody who waits to read.
 pub(super) type Reader = oneshot::Sender<Result<(), ReadError>>;
 
+/// Read by what was given to the core and is not answered yet; written by who needs that there is none of it,
+/// and that nothing more is given: a leader that hands over. Proposals wait meanwhile, and surely did not happen.
+pub(super) type UnderWay = Arc<RwLock<()>>;
+
 /// Feeds proposals to the core: all that wait in one message.
 pub(super) async fn propose_all<M: Machine>(
     raft: Raft<TypeConfig, StateMachine<M>>,
     mut queue: mpsc::Receiver<Proposal>,
+    under_way: UnderWay,
     metrics: Metrics,
 ) {
     let mut batch = Vec::with_capacity(PROPOSALS_PER_MESSAGE);
     while queue.recv_many(&mut batch, PROPOSALS_PER_MESSAGE).await > 0 {
+        let given = under_way.clone().read_owned().await;
         let now = Instant::now();
         let mut commands = Vec::with_capacity(batch.len());
         let mut waiting = Vec::with_capacity(batch.len());
@@ -60,6 +68,7 @@ pub(super) async fn propose_all<M: Machine>(
         let results = raft.client_write_many(commands).await;
         let propose_seconds = metrics.propose_seconds.clone();
         tokio::spawn(async move {
+            let _given = given;
             let mut results = match results {
                 Ok(results) => results,
                 Err(fatal) => {

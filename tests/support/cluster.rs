@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use rushkv::proto::v1::cluster_client::ClusterClient;
 use rushkv::proto::v1::kv_client::KvClient;
-use rushkv::proto::v1::{GetRequest, InfoRequest, ListNodesRequest, ListPartitionsRequest, PutRequest};
+use rushkv::proto::v1::{
+    GetRequest, InfoRequest, ListNodesRequest, ListPartitionsRequest, LocateKeyRequest, PutRequest,
+};
 use tonic::transport::Channel;
 
 use crate::process::Daemon;
@@ -134,6 +136,40 @@ impl Cluster {
             assert!(started.elapsed() < WAIT_MAX, "{name} does not catch up: {behind:?}\n{}", self.logs());
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// Waits until the node `at` leads a partition: those that were handed over come back by and by.
+    pub async fn leads_something(&self, at: usize) {
+        let started = Instant::now();
+        loop {
+            let told = info(self.nodes[at].channel()).await;
+            if told
+                .as_ref()
+                .is_ok_and(|told| told.answered_by.as_ref().is_some_and(|node| node.leader_count > 0))
+            {
+                return;
+            }
+            assert!(started.elapsed() < WAIT_MAX, "it leads nothing: {told:?}\n{}", self.logs());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// A key of each partition.
+    pub async fn keys_of_all_partitions(&self) -> Vec<String> {
+        let mut client = ClusterClient::new(self.nodes[0].channel());
+        let mut keys: BTreeMap<u32, String> = BTreeMap::new();
+        let count = info(self.nodes[0].channel()).await.unwrap().partition_count as usize;
+        for number in 0.. {
+            let key = format!("key-{number}");
+            let request = LocateKeyRequest { key: key.clone().into() };
+            let found = client.locate_key(request).await.unwrap().into_inner().partition.unwrap();
+            keys.entry(found.id).or_insert(key);
+            if keys.len() == count {
+                break;
+            }
+            assert!(number < 1000, "no key for some partition");
+        }
+        keys.into_values().collect()
     }
 
     pub fn logs(&self) -> String {

@@ -6,12 +6,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
-use crate::cluster::{Cluster, writes_resume};
+use crate::cluster::{Cluster, put, writes_resume};
 use crate::ledger::{Writer, under_way, verify_all};
 use crate::register::{Register, Running};
 
@@ -53,7 +53,7 @@ impl Load {
     }
 }
 
-/// What a kill may cost at most: until writes to every partition go through again, median and worst.
+/// What writes may have to wait at most, until they go through in every partition: median and worst.
 #[derive(Debug, Clone, Copy)]
 pub struct Borne {
     pub median: Duration,
@@ -70,6 +70,7 @@ pub async fn one_killed(engine: &'static str, times: usize, borne: Borne) {
     let mut pauses = Vec::new();
     for round in 0..times {
         let victim = round % 3;
+        cluster.leads_something(victim).await;
         running.advance(3).await;
         let before = acknowledged.load(Ordering::Relaxed);
         let load = Load::start(writers, &cluster.channels());
@@ -123,6 +124,59 @@ pub async fn all_killed(engine: &'static str, times: usize) {
     read_everywhere(&cluster, &registers).await;
     let writes = acknowledged.load(Ordering::Relaxed) + versions(&registers);
     println!("{engine}: all nodes killed {times} times, {writes} writes acknowledged and found");
+}
+
+/// Stops one node after another as planned, and starts it again, while every partition is written through the
+/// nodes that stay: no write fails, and the longest of each stop is borne.
+pub async fn stopped_in_turn(engine: &'static str, times: usize, borne: Borne) {
+    let mut cluster = Cluster::start(3, engine).await;
+    let keys = cluster.keys_of_all_partitions().await;
+    let (mut count, mut pauses) = (0, Vec::new());
+    for round in 0..times {
+        let victim = round % 3;
+        cluster.leads_something(victim).await;
+        let others: Vec<Channel> =
+            (0..3).filter(|at| *at != victim).map(|at| cluster.nodes[at].channel()).collect();
+        let stop = Arc::new(AtomicBool::new(false));
+        // Two for each partition, by different nodes.
+        let writers =
+            keys.iter().flat_map(|key| others.iter().map(move |channel| (key.clone(), channel.clone())));
+        let writers = writers.map(|(key, channel)| {
+            let stop = stop.clone();
+            tokio::spawn(async move {
+                let (mut longest, mut count) = (Duration::ZERO, 0);
+                while !stop.load(Ordering::Relaxed) {
+                    let started = Instant::now();
+                    put(&channel, &key, "v").await.expect("no write fails in a planned stop");
+                    longest = longest.max(started.elapsed());
+                    count += 1;
+                }
+                (longest, count)
+            })
+        });
+        let writers: Vec<_> = writers.collect();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(cluster.nodes[victim].stop(), Some(0), "{}", cluster.nodes[victim].log());
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        stop.store(true, Ordering::Relaxed);
+        let mut longest = Duration::ZERO;
+        for writer in writers {
+            let (its, written): (Duration, u64) = writer.await.unwrap();
+            (longest, count) = (longest.max(its), count + written);
+        }
+        pauses.push(longest);
+        let log = cluster.nodes[victim].log();
+        assert!(!log.contains("the others will elect"), "{log}");
+        cluster.nodes[victim].start();
+        cluster.serve().await;
+    }
+    pauses.sort();
+    let (median, worst) = (pauses[times / 2], pauses[times - 1]);
+    println!(
+        "{engine}: {times} stops, {count} writes, none failed; the longest took {median:?} in the median, {worst:?} \
+         at worst"
+    );
+    assert!(median <= borne.median && worst <= borne.worst, "{pauses:?} is more than {borne:?}");
 }
 
 fn versions(registers: &[Arc<Register>]) -> u64 {
