@@ -187,7 +187,7 @@ pub static KEYS: [Key; 15] = [
         default: r#""512MiB""#,
         doc: "Writes are refused while the disk has less free space than this, so that the log and the \
               engine never run into a full disk, which ends the process; less than 256MiB is too little \
-              for that. Deletes still work.",
+              for that. Deletes work until half of it is used.",
         reload: Reload::Restart,
     },
     Key {

@@ -29,7 +29,7 @@ pub enum Reason {
     Unavailable,
     /// Too much is waiting already; refused before anything happened.
     Overloaded,
-    /// The disk is at its low-water mark; refused before anything happened. Deletes still work.
+    /// The disk is at its low-water mark; refused before anything happened. Deletes work for a while longer.
     DiskFull,
     /// This node is stopping; refused before anything happened.
     ShuttingDown,
@@ -169,7 +169,7 @@ pub const TABLE: [Row; 14] = {
             No,
             5,
             "the disk has less free space than writes must leave",
-            "free or add space; deletes still work",
+            "free or add space; deletes work for a while longer",
         ),
         row(
             ShuttingDown,

@@ -2,8 +2,8 @@
 //!
 //! A log or an engine that meets a full disk ends the process, so puts are refused while there is still
 //! room for what they cause later: the log's next segment, the engine's write buffers and its compaction.
-//! Below half of that, what other nodes send for this one's logs is refused, too: a follower must not
-//! fill its disk because its leader has a larger one. The half above it is for deletes.
+//! Below half of that, deletes are refused, too, and what other nodes send for this one's logs: a follower
+//! must not fill its disk because its leader has a larger one.
 //! The disk is asked on a clock and again after every [`LOOK_BYTES`] of accepted writes, since a fast disk
 //! takes more in a second than the reserve holds.
 
@@ -86,12 +86,16 @@ impl Disk {
         }
     }
 
-    /// Refuses a put while the disk is low; deletes are always let through.
+    /// Refuses a put while the disk is low, and a delete while less than half of the reserve is free: a delete
+    /// is written, too, before it frees anything.
     pub(super) fn check(&self, op: &Op) -> Result<()> {
-        let Op::Put { key, value, .. } = op else {
-            return Ok(());
-        };
-        self.count((key.len() + value.len()) as u64);
+        match op {
+            Op::Put { key, value, .. } => self.count((key.len() + value.len()) as u64),
+            Op::Delete { key, .. } => {
+                self.count(key.len() as u64);
+                return self.check_delete();
+            }
+        }
         if !self.is_low() {
             return Ok(());
         }
@@ -103,6 +107,23 @@ impl Disk {
                 self.data_dir.path().display(),
                 self.free_bytes() >> 20,
                 self.reserve_bytes() >> 20,
+            ),
+        ))
+    }
+
+    fn check_delete(&self) -> Result<()> {
+        let least = self.reserve_bytes() / 2;
+        if self.free_bytes() >= least {
+            return Ok(());
+        }
+        Err(Error::new(
+            Reason::DiskFull,
+            format!(
+                "the disk of {} has {} MiB free, and deletes must leave {} MiB (half of storage.disk_reserve): \
+                 free or add space",
+                self.data_dir.path().display(),
+                self.free_bytes() >> 20,
+                least >> 20,
             ),
         ))
     }
@@ -137,20 +158,20 @@ mod tests {
     use crate::storage::Kind;
 
     #[test]
-    fn puts_are_refused_first_then_what_others_send_and_deletes_never() {
+    fn puts_are_refused_first_then_deletes_and_what_others_send() {
         let dir = tempfile::tempdir().unwrap();
         let data_dir = Arc::new(DataDir::open(dir.path(), Kind::Memory).unwrap());
         let disk = Disk::new(data_dir, 0);
         let free = disk.free_bytes();
         let put = Op::Put { key: "k".into(), value: "v".into(), precondition: Precondition::None };
         let delete = Op::Delete { key: "k".into(), precondition: Precondition::None };
-        for (reserve, puts, received) in
+        for (reserve, puts, others) in
             [(0, true, true), (free / 2 * 3, false, true), (free * 3, false, false)]
         {
             disk.set_reserve_bytes(reserve);
             assert_eq!(disk.check(&put).is_ok(), puts, "{reserve}");
-            assert_eq!(disk.check_received(100).is_ok(), received, "{reserve}");
-            disk.check(&delete).unwrap();
+            assert_eq!(disk.check_received(100).is_ok(), others, "{reserve}");
+            assert_eq!(disk.check(&delete).is_ok(), others, "{reserve}");
         }
     }
 }

@@ -91,11 +91,27 @@ impl Node {
                 self.open_replica(state, open).await?;
             }
         }
+        self.open_forgotten(state, me).await?;
         let first = self.cluster().is_none();
         if first {
             self.warn_of_ignored_settings(state);
         }
         self.cluster.send_replace(Some(Arc::new(Cluster { state: state.clone(), routing })));
+        Ok(())
+    }
+
+    /// Opens replicas that are here though nothing names them any more: their group excluded them while this
+    /// node was away. Opened, they are looked at and destroyed like any other; left alone, their logs would be
+    /// copied forward for ever.
+    async fn open_forgotten(self: &Arc<Node>, state: &meta::State, me: NodeId) -> Result<()> {
+        for key in self.store.unopened() {
+            let Some(partition) = key.group.0.checked_sub(1).map(PartitionId) else { continue };
+            let is_its = key.replica.node() == me && state.has_discarded(partition, key.replica);
+            if is_its && self.replica(partition).is_none() {
+                let open = reconcile::Open { partition, replica: key.replica, initialize: None };
+                self.open_replica(state, open).await?;
+            }
+        }
         Ok(())
     }
 
@@ -136,7 +152,10 @@ impl Node {
             .unwrap_or_else(PoisonError::into_inner)
             .insert(id, Replica { group: group.clone(), totals });
         // After it is held: one that is not is none of the process's.
-        self.watch_group(&group);
+        self.watch_group(&group, |node, group| {
+            let held = |(_, replica): &(PartitionId, Replica)| replica.group.is_same(group);
+            node.replicas().iter().any(held)
+        });
         Ok(())
     }
 

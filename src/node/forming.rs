@@ -458,10 +458,15 @@ impl Node {
 impl Node {
     /// How the node at an address stands to a cluster.
     pub(super) async fn hello(&self, address: &str) -> Result<v1::Standing> {
+        let answer = self.hello_answer(address).await?;
+        answer.standing.ok_or_else(|| Error::new(Reason::Internal, "the answer is empty"))
+    }
+
+    /// All that it answers.
+    pub(super) async fn hello_answer(&self, address: &str) -> Result<v1::HelloResponse> {
         let request = v1::HelloRequest { from: Some(self.standing()) };
         let deadline = Instant::now() + ANSWER_WITHIN;
-        let answer = self.ask_at(address, deadline, |mut peer| async move { peer.hello(request).await });
-        answer.await?.standing.ok_or_else(|| Error::new(Reason::Internal, "the answer is empty"))
+        self.ask_at(address, deadline, |mut peer| async move { peer.hello(request).await }).await
     }
 
     /// Makes one call to a node by its address, member or not, that may be repeated.

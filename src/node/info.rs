@@ -36,6 +36,11 @@ impl Node {
         if self.calls.is_closed() {
             problems.push(Problem { reason: "SHUTTING_DOWN", message: "the node is stopping".into() });
         }
+        if *self.removed.borrow() {
+            // Whatever else is wrong follows from it.
+            problems.push(Problem { reason: "REMOVED", message: self.is_removed_text() });
+            return problems;
+        }
         let Some(seat) = self.seat() else {
             let message = format!("no cluster yet: waiting for {}", self.waiting.borrow().as_str());
             problems.push(Problem { reason: "NO_CLUSTER", message });
@@ -317,7 +322,7 @@ fn role_of(replica: ReplicaId, here: ReplicaId, status: &raft::Status) -> Role {
     if replica == here {
         return status.role.into();
     }
-    match status.leader {
+    match status.live_leader() {
         Some(leader) if leader == replica => Role::Leader,
         _ if status.learners.contains(&replica) => Role::Learner,
         _ => Role::Follower,

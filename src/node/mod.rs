@@ -6,7 +6,7 @@
 //! (`calls`) from its own replicas (`local`) or by passing them on once (`forward`), and answers other
 //! nodes (`peer`). A cluster of one may give itself up to join another (`giving_up`, `taking_in`; `meeting`
 //! looks whether peers are of another cluster). `reconcile` decides what the leader of a group does towards its desired members,
-//! `reconciling` does it. `disk` refuses puts on a low disk, `upkeep` takes checkpoints, `info` tells what
+//! `reconciling` does it; a node that was `removed` finds out. `disk` refuses puts on a low disk, `upkeep` takes checkpoints, `info` tells what
 //! the node is.
 
 mod api;
@@ -27,6 +27,7 @@ mod peer;
 mod promise;
 mod reconcile;
 mod reconciling;
+mod removed;
 mod scan;
 mod seat;
 mod superseded;
@@ -112,6 +113,8 @@ pub struct Node {
     /// One permit a call; closed while stopping.
     calls: Arc<Semaphore>,
     failure: watch::Sender<Option<String>>,
+    /// It was removed from its cluster.
+    removed: watch::Sender<bool>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 

@@ -16,7 +16,7 @@ use super::giving_up::{self, GivingUp};
 use super::identity::Identity;
 use super::promise::{JOINING, PREPARED};
 use super::seat::Beginning;
-use super::{CALLS_MAX, Deadline, Node, Options, follow, forming, forward, reconciling, upkeep};
+use super::{CALLS_MAX, Deadline, Node, Options, follow, forming, forward, reconciling, removed, upkeep};
 use crate::error::{Error, Reason, Result};
 use crate::proto::v1::{Founding, Joining};
 use crate::storage::{self, DataDir};
@@ -80,6 +80,7 @@ impl Node {
             hints: Mutex::default(),
             calls: Arc::new(Semaphore::new(CALLS_MAX as usize)),
             failure: watch::Sender::new(None),
+            removed: watch::Sender::new(false),
             tasks: Mutex::new(Vec::new()),
         });
         match (identity, founding) {
@@ -106,6 +107,7 @@ impl Node {
         node.keep_task(tokio::spawn(forming::run(Arc::downgrade(&node))));
         node.keep_task(tokio::spawn(reconciling::run(Arc::downgrade(&node))));
         node.keep_task(tokio::spawn(giving_up::run(Arc::downgrade(&node))));
+        node.keep_task(tokio::spawn(removed::run(Arc::downgrade(&node))));
         upkeep::start(&node, metrics)?;
         Ok(node)
     }
@@ -149,7 +151,8 @@ impl Node {
         // start must redo it again, and must not trust what the engine says of itself.
         let seat = self.seat();
         let replicas = self.replicas();
-        let recovered = seat.as_ref().is_none_or(|seat| seat.meta.is_recovered())
+        let recovered = self.store.unopened().is_empty()
+            && seat.as_ref().is_none_or(|seat| seat.meta.is_recovered())
             && replicas.iter().all(|(_, replica)| replica.group.is_recovered());
         let whole = recovered || !self.store.is_redo();
         let stopping = async {

@@ -48,8 +48,9 @@ impl Node {
         &self.transport
     }
 
-    pub fn peer_hello(&self) -> v1::Standing {
-        self.standing()
+    pub fn peer_hello(&self, request: v1::HelloRequest) -> v1::HelloResponse {
+        let disk_id = request.from.and_then(|from| from.node).unwrap_or_default().disk_id;
+        v1::HelloResponse { standing: Some(self.standing()), removed: self.has_removed(&disk_id) }
     }
 
     /// # Errors

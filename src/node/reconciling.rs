@@ -136,9 +136,10 @@ impl Memory {
             return None;
         }
         self.asked.insert(key, Instant::now());
-        let deadline = Instant::now() + ASK_WITHIN;
         let partition = state.partitions.get(&PartitionId(key.group.0.checked_sub(1)?))?;
         for replica in partition.replicas.iter().filter(|replica| replica.node() != key.replica.node()) {
+            // Each its own: one that hangs must not take the others' time.
+            let deadline = Instant::now() + ASK_WITHIN;
             if let Ok(members) = node.membership_there(replica.node(), key.group, deadline).await {
                 return Some(members);
             }
@@ -237,6 +238,8 @@ impl Node {
 
     /// Destroys a replica that its group excludes; its id is never used again.
     async fn close_replica(&self, partition: PartitionId, replica: ReplicaId) {
+        // Until it is destroyed, whoever follows group 0 must not take it for one that is missing.
+        let _following = self.following.lock().await;
         let held = {
             let mut replicas = self.replicas.write().unwrap_or_else(PoisonError::into_inner);
             match replicas.get(&partition) {

@@ -94,7 +94,7 @@ impl Node {
         self.transport.set_peers(peers.collect());
         let seat = Arc::new(Seat { identity, meta, state, founding });
         self.seat.send_replace(Some(seat.clone()));
-        self.watch_group(&seat.meta);
+        self.watch_group(&seat.meta, |node, group| node.seat().is_some_and(|seat| seat.meta.is_same(group)));
         Ok(seat)
     }
 

@@ -86,7 +86,12 @@ pub(super) fn start(node: &Arc<Node>, registry: &Registry) -> Result<()> {
 
 impl Node {
     /// Ends the process when the group stops by itself, unless only this replica is damaged.
-    pub(super) fn watch_group<M: raft::Machine>(self: &Arc<Node>, group: &raft::Group<M>) {
+    /// `is_held` tells whether the node still has this very one.
+    pub(super) fn watch_group<M: raft::Machine>(
+        self: &Arc<Node>,
+        group: &raft::Group<M>,
+        is_held: fn(&Node, &raft::Group<M>) -> bool,
+    ) {
         let group = group.clone();
         let node = Arc::downgrade(self);
         self.keep_task(tokio::spawn(async move {
@@ -94,11 +99,19 @@ impl Node {
             let Some(node) = node.upgrade() else { return };
             match group.damage() {
                 Some(_) => tracing::error!(why, "a replica has stopped; the others go on"),
-                None if node.holds(group.key()) => node.fail(why),
+                None if is_held(&node, &group) => node.fail(why),
                 // It was given up, or has another one in its place.
                 None => {}
             }
         }));
+    }
+
+    /// Why the copy can't be read, of a replica that is held.
+    fn damage_of(&self, key: LogKey) -> Option<String> {
+        match key.group {
+            GroupId::META => self.seat()?.meta.damage().map(str::to_string),
+            GroupId(group) => self.replica(PartitionId(group - 1))?.group.damage().map(str::to_string),
+        }
     }
 
     fn holds(&self, key: LogKey) -> bool {
@@ -203,7 +216,14 @@ impl Node {
                     _ => Ok(()),
                 },
             };
-            noted.map_err(|error| error.to_string())?;
+            match noted {
+                Ok(()) => {}
+                // It was given up meanwhile, or stopped by itself for a reason of its own.
+                Err(error) if !self.holds(key) || self.damage_of(key).is_some() => {
+                    tracing::info!(%key, %error, "the log of a replica that has stopped is not purged");
+                }
+                Err(error) => return Err(error.to_string()),
+            }
         }
         Ok(())
     }

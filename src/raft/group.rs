@@ -249,6 +249,11 @@ impl<M: Machine> Group<M> {
         Ok(group)
     }
 
+    /// Whether both are the same replica as it was opened once, not only of the same key.
+    pub fn is_same(&self, other: &Group<M>) -> bool {
+        Arc::ptr_eq(&self.kept, &other.kept)
+    }
+
     pub fn key(&self) -> LogKey {
         self.key
     }
@@ -455,11 +460,17 @@ async fn finish_install<M: Machine>(
         return Ok(());
     };
     let untouched = machine.applied() == Some(born) && machine.furthest() <= born.index;
-    if untouched && log.vote().is_some() && log.last() < Some(born) {
+    if untouched && log.vote().is_some() && ends_before(log.last(), born) {
         tracing::info!(key = %log.key(), upto = %born, "purging the log that an installed snapshot replaces");
         log_store.purge(raft_log_id(born)).await?;
     }
     Ok(())
+}
+
+/// Whether a snapshot up to `born` replaces the whole log. Told by the index: the log may end in entries of a
+/// later term, which were never committed.
+fn ends_before(last: Option<LogId>, born: LogId) -> bool {
+    last.is_none_or(|last| last.index < born.index)
 }
 
 async fn count_elections(mut changes: Changes, won: prometheus::IntCounter) {
@@ -503,5 +514,18 @@ fn config(key: LogKey) -> openraft::Config {
         // Small entries go in larger messages; a message's bytes are bounded where entries are read.
         max_payload_entries: 1024,
         ..openraft::Config::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_replaces_a_tail_of_a_later_term() {
+        let id = |term, index| LogId { term, index };
+        assert!(ends_before(None, id(2, 100)) && ends_before(Some(id(2, 99)), id(2, 100)));
+        assert!(ends_before(Some(id(3, 5)), id(2, 100)), "never committed");
+        assert!(!ends_before(Some(id(2, 100)), id(2, 100)) && !ends_before(Some(id(2, 101)), id(2, 100)));
     }
 }

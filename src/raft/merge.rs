@@ -1,6 +1,7 @@
 //! What waits goes to the consensus core together: proposals as one message, readers as one ReadIndex.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -22,6 +23,10 @@ const PROPOSALS_PER_MESSAGE: usize = 512;
 
 /// Readers that may wait for a ReadIndex; the next one is refused.
 pub(super) const READERS_MAX: usize = 16 * 1024;
+
+/// How long a confirmed leader may take to apply what was committed before a read. The readers behind wait as
+/// long: it is less than a call has, and more than any batch takes.
+const APPLIED_WITHIN: Duration = Duration::from_secs(2);
 
 /// A command that waits for its turn.
 pub(super) struct Proposal {
@@ -122,8 +127,10 @@ pub(super) async fn read_all<M: Machine>(
 
 async fn read_index<M: Machine>(raft: &Raft<TypeConfig, StateMachine<M>>) -> Result<(), ReadError> {
     match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
-        Ok(linearizer) => match linearizer.await_ready(raft).await {
-            Ok(_) => Ok(()),
+        // It was the leader a moment ago. If it is none any more, what is to be applied may never come.
+        Ok(linearizer) => match linearizer.try_await_ready(raft, Some(APPLIED_WITHIN)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(ReadError::NoQuorum),
             Err(fatal) => Err(ReadError::Stopped(fatal.to_string())),
         },
         Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {

@@ -89,7 +89,11 @@ fn id(id: Option<&RaftLogId>) -> Option<LogId> {
     id.map(log_id)
 }
 
+/// The entries' indexes are not sent: they follow the one before them.
 pub(crate) fn encode_append(request: &Append) -> Bytes {
+    let next = request.prev_log_id.map_or(0, |prev| prev.index + 1);
+    let indexes = request.entries.iter().map(|entry| entry.log_id.index);
+    assert!(indexes.eq(next..next + request.entries.len() as u64), "entries that don't follow {next}");
     let entries: usize =
         request.entries.iter().map(|entry| ENTRY_BYTES + payload_bytes(&entry.payload)).sum();
     let mut out = start(APPEND, VOTE_BYTES + 2 * LOG_ID_BYTES_MAX + 4 + entries);

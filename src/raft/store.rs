@@ -8,7 +8,7 @@
 //! had applied before. The log is purged only up to there (rule 6), and an engine that does not
 //! recover a prefix is redone from there after an unclean stop (rule 3).
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -64,7 +64,7 @@ pub struct Store {
     checkpoint_path: PathBuf,
     /// The engine may hold something else than a prefix of what was applied.
     redo: bool,
-    /// What the last checkpoint said before this start.
+    /// What the last checkpoint said before this start, of the replicas that are still here.
     at_start: BTreeMap<LogKey, Progress>,
     inner: Mutex<Inner>,
     /// Held while a checkpoint is taken.
@@ -74,7 +74,10 @@ pub struct Store {
 #[derive(Debug)]
 struct Inner {
     next_space: u32,
+    /// Of the replicas that were opened since the start.
     progress: BTreeMap<LogKey, Progress>,
+    /// Replicas that are here and were not opened since the start.
+    unopened: BTreeSet<LogKey>,
     /// Spaces that were replaced, until their last reader has gone.
     retired: Vec<Space>,
 }
@@ -92,15 +95,17 @@ impl Store {
     pub fn open(engine: Arc<dyn Engine>, dir: &Path, clean: bool) -> Result<Store, StoreError> {
         let checkpoint_path = dir.join("checkpoint");
         let redo = !clean && !engine.recovers_prefix();
-        let at_start = read_checkpoint(&checkpoint_path)?;
+        let mut at_start = read_checkpoint(&checkpoint_path)?;
         let owned = births(engine.as_ref())?;
+        at_start.retain(|key, progress| owned.get(key).is_some_and(|birth| birth.space == progress.space));
         let used: HashSet<SpaceId> = owned.values().map(|birth| birth.space).collect();
         if sweep(engine.as_ref(), &used)? {
             // Their numbers are given away again: nothing of them may come back.
             engine.checkpoint()?;
         }
         let next_space = used.iter().map(|space| space.0 + 1).max().unwrap_or(0);
-        let inner = Inner { next_space, progress: BTreeMap::new(), retired: Vec::new() };
+        let unopened = owned.into_keys().collect();
+        let inner = Inner { next_space, progress: BTreeMap::new(), unopened, retired: Vec::new() };
         Ok(Store {
             engine,
             checkpoint_path,
@@ -114,6 +119,11 @@ impl Store {
     /// Whether the log is applied again, after an unclean stop, on an engine that may be ahead of it.
     pub fn is_redo(&self) -> bool {
         self.redo
+    }
+
+    /// Replicas that are here and were not opened since the start, in order.
+    pub fn unopened(&self) -> Vec<LogKey> {
+        self.lock().unopened.iter().copied().collect()
     }
 
     pub fn engine(&self) -> &Arc<dyn Engine> {
@@ -184,6 +194,7 @@ impl Store {
         self.engine.checkpoint()?;
         let mut inner = self.lock();
         inner.progress.remove(&key);
+        inner.unopened.remove(&key);
         // Its records go when the last reader has.
         inner.retired.push(space);
         Ok(())
@@ -261,17 +272,26 @@ impl Store {
         applied: Option<LogId>,
         membership: StoredMembership,
     ) {
-        self.lock().progress.insert(key, Progress { space, applied, membership });
+        let mut inner = self.lock();
+        inner.unopened.remove(&key);
+        inner.progress.insert(key, Progress { space, applied, membership });
     }
 
     /// Makes everything applied so far durable and writes down how far that was. Blocks on the disk.
-    /// Returns what each replica's log may be purged to.
+    /// Returns what the log of each opened replica may be purged to.
     pub fn checkpoint(&self) -> Result<BTreeMap<LogKey, Option<LogId>>, StoreError> {
         let _one_at_a_time = self.checkpointing.lock().unwrap_or_else(PoisonError::into_inner);
-        // Taken before the engine's checkpoint: it covers at least this.
-        let progress = self.lock().progress.clone();
+        // Taken before the engine's checkpoint: it covers at least this. What was not opened yet stands where
+        // the last checkpoint left it: its log is purged up to there, and a redo has to begin there.
+        let (progress, mut written) = {
+            let inner = self.lock();
+            let unopened = inner.unopened.iter();
+            let carried = unopened.filter_map(|key| Some((*key, self.at_start.get(key)?.clone())));
+            (inner.progress.clone(), carried.collect::<BTreeMap<_, _>>())
+        };
+        written.extend(progress.iter().map(|(key, progress)| (*key, progress.clone())));
         self.engine.checkpoint()?;
-        disk::write_atomic(&self.checkpoint_path, &encode_checkpoint(&progress))
+        disk::write_atomic(&self.checkpoint_path, &encode_checkpoint(&written))
             .map_err(|source| StoreError::File { path: self.checkpoint_path.clone(), source })?;
         self.sweep_retired()?;
         Ok(progress.into_iter().map(|(key, progress)| (key, progress.applied)).collect())
@@ -463,5 +483,54 @@ mod tests {
             changed[bit / 8] ^= 1 << (bit % 8);
             assert!(decode_checkpoint(&changed).is_err(), "bit {bit}");
         }
+    }
+
+    const FIRST: LogKey = LogKey { group: GroupId(1), replica: ReplicaId(1) };
+    const SECOND: LogKey = LogKey { group: GroupId(2), replica: ReplicaId(1) };
+
+    fn open(dir: &Path) -> Store {
+        let engine = dir.join("engine");
+        std::fs::create_dir_all(&engine).unwrap();
+        let engine = storage::open(storage::Kind::Sled, &engine, &storage::Options::default()).unwrap();
+        Store::open(engine, dir, false).unwrap()
+    }
+
+    fn applied(store: &Store, key: LogKey) -> Option<u64> {
+        store.replica(key).unwrap().applied.map(|id| id.index)
+    }
+
+    fn progress(store: &Store, key: LogKey, index: u64) {
+        let space = store.replica(key).unwrap().space.id();
+        let at = Some(LogId { term: 1, index });
+        store.progressed(key, space, at, StoredMembership::default());
+    }
+
+    /// Group 0 is opened first, and a checkpoint may be taken then: the logs of the others are purged.
+    #[test]
+    fn a_checkpoint_keeps_the_place_of_what_is_not_opened_yet() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path());
+        progress(&store, FIRST, 5);
+        progress(&store, SECOND, 7);
+        store.checkpoint().unwrap();
+        drop(store);
+
+        let store = open(dir.path());
+        assert_eq!(store.unopened(), [FIRST, SECOND]);
+        assert_eq!(applied(&store, FIRST), Some(5));
+        assert_eq!(store.unopened(), [SECOND]);
+        progress(&store, FIRST, 6);
+        let purgeable: Vec<LogKey> = store.checkpoint().unwrap().into_keys().collect();
+        assert_eq!(purgeable, [FIRST], "the other is none of this checkpoint's");
+        drop(store);
+
+        let store = open(dir.path());
+        assert_eq!((applied(&store, FIRST), applied(&store, SECOND)), (Some(6), Some(7)));
+        let space = store.replica(SECOND).unwrap().space;
+        store.destroy(SECOND, space).unwrap();
+        store.checkpoint().unwrap();
+        drop(store);
+        let store = open(dir.path());
+        assert_eq!(store.unopened(), [FIRST]);
     }
 }

@@ -42,8 +42,8 @@ fn missing(what: &str) -> Error {
 
 #[tonic::async_trait]
 impl Peer for Service {
-    async fn hello(&self, _request: Request<v1::HelloRequest>) -> Answer<v1::HelloResponse> {
-        Ok(Response::new(v1::HelloResponse { standing: Some(self.node.peer_hello()) }))
+    async fn hello(&self, request: Request<v1::HelloRequest>) -> Answer<v1::HelloResponse> {
+        Ok(Response::new(self.node.peer_hello(request.into_inner())))
     }
 
     async fn prepare(&self, request: Request<v1::PrepareRequest>) -> Answer<v1::PrepareResponse> {
