@@ -6,6 +6,8 @@
 
 #[path = "support/cluster.rs"]
 mod cluster;
+#[path = "support/metrics.rs"]
+mod metrics;
 #[path = "support/process.rs"]
 mod process;
 
@@ -22,7 +24,6 @@ use rushkv::proto::v1::peer_client::PeerClient;
 use rushkv::proto::v1::{
     ListPartitionsRequest, LocateKeyRequest, Partition, ProposeRequest, ReadKeysRequest,
 };
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::transport::Channel;
 
 const FORWARDED: &str = "rushkv_routing_calls_total{served=\"forwarded\"}";
@@ -57,12 +58,7 @@ impl Counted {
 
     /// A series of one node.
     async fn sample(&self, at: usize, series: &str) -> u64 {
-        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.metrics[at])).await.unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await.unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        line.unwrap_or_else(|| panic!("no {series} in\n{text}")).parse().unwrap()
+        metrics::sample(self.metrics[at], series).await
     }
 
     /// A series summed over the running nodes.

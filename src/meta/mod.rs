@@ -10,6 +10,7 @@ mod machine;
 mod state;
 #[cfg(test)]
 mod tests;
+mod version;
 
 pub use codec::{decode_answer, encode_command};
 pub use command::{Answer, Command, Form, Join};

@@ -383,7 +383,11 @@ impl Node {
     async fn ask_admission(self: &Arc<Node>, address: &str, dialled: &mut Dialled) -> Result<()> {
         self.waits_for(format!("{address} to let this node in"));
         let channel = self.dialled(dialled, address);
-        let request = v1::AdmitRequest { node: Some(self.myself()), settings: Some(self.settings()) };
+        let request = v1::AdmitRequest {
+            node: Some(self.myself()),
+            settings: Some(self.settings()),
+            cluster_version_max: meta::CLUSTER_VERSION,
+        };
         let answer = ask(channel, |mut peer| async move { peer.admit(request).await });
         let admitted = match answer.await {
             Ok(admitted) => admitted,
@@ -434,8 +438,15 @@ impl Node {
     }
 
     /// Gives a node a place: what Admit does here.
-    pub(super) async fn admit(&self, node: Founder, deadline: Instant) -> Result<v1::AdmitResponse> {
+    pub(super) async fn admit(
+        &self,
+        node: Founder,
+        version_max: u32,
+        deadline: Instant,
+    ) -> Result<v1::AdmitResponse> {
         let cluster = self.formed()?;
+        let admits = cluster.state.admits_version(version_max);
+        admits.map_err(|why| Error::new(Reason::ClusterRefused, why))?;
         let member = member(node);
         let command = meta::Command::Join(meta::Join {
             name: member.name,

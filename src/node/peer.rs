@@ -65,8 +65,13 @@ impl Node {
 
     /// # Errors
     /// [`Reason::ClusterRefused`] if the cluster does not take the node.
-    pub async fn peer_admit(&self, node: v1::Founder, deadline: Deadline) -> Result<v1::AdmitResponse> {
-        self.admit(node, deadline).await
+    pub async fn peer_admit(
+        &self,
+        node: v1::Founder,
+        version_max: u32,
+        deadline: Deadline,
+    ) -> Result<v1::AdmitResponse> {
+        self.admit(node, version_max, deadline).await
     }
 
     /// # Errors

@@ -14,7 +14,7 @@ use super::seat::leads;
 use super::{Node, Replica};
 use crate::meta;
 use crate::raft::{Group, Machine, MembershipError, Removed, Role, Status};
-use crate::types::{GroupId, LogKey, PartitionId, ReplicaId};
+use crate::types::{GroupId, LogKey, NodeId, PartitionId, ReplicaId};
 
 /// Between two looks at what this node leads.
 const LOOK: Duration = Duration::from_millis(300);
@@ -28,6 +28,10 @@ const HEARD_WITHIN: Duration = Duration::from_secs(3);
 /// After a leadership was handed over, or declined, the group is left alone for this long: a group that
 /// changes leaders serves worse than one whose leader stands on the wrong node.
 const TRANSFER_PAUSE: Duration = Duration::from_secs(10);
+
+/// Between two questions to the members which cluster version they know, while this program knows a newer
+/// one than the cluster's.
+const VERSION_PAUSE: Duration = Duration::from_secs(10);
 
 /// Between two questions to a group's leader whether a replica is still in it, and for each.
 const ASK_PAUSE: Duration = Duration::from_secs(2);
@@ -44,6 +48,8 @@ struct Memory {
     were_members: BTreeSet<LogKey>,
     /// When a group's leader was last asked about a replica that is not meant to be here.
     asked: HashMap<LogKey, Instant>,
+    /// When the members were last asked which cluster version they know.
+    version_asked: Option<Instant>,
 }
 
 pub(super) async fn run(node: Weak<Node>) {
@@ -78,6 +84,9 @@ pub(super) async fn run(node: Weak<Node>) {
         join_all(taken).await;
         node.close_excluded(&mut memory, state, &replicas).await;
         if leads(&seat.meta) {
+            if state.version < meta::CLUSTER_VERSION && memory.is_version_due() {
+                node.raise_version(state, seat.number()).await;
+            }
             for number in state.removable() {
                 let removed = meta::Command::Removed(number);
                 if let Err(error) = node.change(&removed, Instant::now() + STEP_WITHIN).await {
@@ -130,6 +139,14 @@ impl Memory {
 }
 
 impl Memory {
+    fn is_version_due(&mut self) -> bool {
+        let is_due = self.version_asked.is_none_or(|last| last.elapsed() >= VERSION_PAUSE);
+        if is_due {
+            self.version_asked = Some(Instant::now());
+        }
+        is_due
+    }
+
     /// Who is in the group of a replica that is not meant to be here, by its leader's word.
     async fn confirmed(&mut self, node: &Node, key: LogKey, state: &meta::State) -> Option<Vec<ReplicaId>> {
         if self.asked.get(&key).is_some_and(|last| last.elapsed() < ASK_PAUSE) {
@@ -166,6 +183,24 @@ fn observed(here: ReplicaId, status: &Status, commit_index: u64, holders: &meta:
 }
 
 impl Node {
+    /// Raises the cluster's version as far as every member knows it.
+    async fn raise_version(&self, state: &meta::State, me: NodeId) {
+        let deadline = Instant::now() + ASK_WITHIN;
+        let asked = state.members.keys().map(|number| async move {
+            match *number == me {
+                true => Some(meta::CLUSTER_VERSION),
+                false => Some(self.describe_there(*number, deadline).await.ok()?.cluster_version_max),
+            }
+        });
+        let Some(version) = state.next_version(&join_all(asked).await) else { return };
+        match self.change(&meta::Command::SetVersion(version), Instant::now() + STEP_WITHIN).await {
+            Ok(_) => {
+                tracing::info!(version, "every member knows this cluster version: it is used from now on")
+            }
+            Err(error) => tracing::info!(%error, version, "the cluster's version is not raised yet"),
+        }
+    }
+
     /// Takes one step. What fails is decided anew at the next look.
     async fn take<M: Machine>(&self, group: &Group<M>, step: Step, expect: crate::types::LogId) {
         let id = group.key().group;

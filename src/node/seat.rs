@@ -101,6 +101,9 @@ impl Node {
     /// Proposes a command to group 0, wherever it is led, until it is answered: every command may be
     /// repeated.
     pub(super) async fn change(&self, command: &meta::Command, deadline: Instant) -> Result<meta::Answer> {
+        if let Some(cluster) = self.cluster() {
+            cluster.state.allows(command).map_err(|why| Error::new(Reason::ClusterRefused, why))?;
+        }
         let bytes = meta::encode_command(command);
         loop {
             let answer = self.propose_to(GroupId::META, bytes.clone(), deadline).await;

@@ -17,6 +17,7 @@ use super::snapshot::{Received, SnapshotData};
 use super::state_machine::StateMachine;
 use super::store::Store;
 use super::types::{SnapshotMeta, TypeConfig, Vote};
+use crate::crash_point;
 use crate::types::{LogKey, ReplicaId};
 
 /// Parts that may wait; a sender has fewer under way.
@@ -126,6 +127,7 @@ impl<M: Machine> Receiver<M> {
                 current.next += 1;
                 self.metrics.snapshot_records_received.inc_by(count);
                 self.metrics.snapshot_bytes_received.inc_by(bytes as u64);
+                crash_point::reached("snapshot.piece-written");
                 Ok(SnapshotAnswer::Taken)
             }
             SnapshotRequest::End { messages, .. } => {

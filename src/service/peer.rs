@@ -58,8 +58,9 @@ impl Peer for Service {
     async fn admit(&self, request: Request<v1::AdmitRequest>) -> Answer<v1::AdmitResponse> {
         let limit = Clock::of(&request).unary();
         let admitted = async {
-            let node = request.into_inner().node.ok_or_else(|| missing("node"))?;
-            self.node.peer_admit(node, limit.node).await
+            let request = request.into_inner();
+            let node = request.node.ok_or_else(|| missing("node"))?;
+            self.node.peer_admit(node, request.cluster_version_max, limit.node).await
         };
         answer(limit.write(admitted).await)
     }
@@ -123,6 +124,7 @@ impl Peer for Service {
     async fn describe(&self, request: Request<v1::DescribeRequest>) -> Answer<v1::DescribeResponse> {
         let described = self.node.peer_describe(&request.get_ref().cluster_id);
         answer(described.map(|(node, partitions)| v1::DescribeResponse {
+            cluster_version_max: crate::meta::CLUSTER_VERSION,
             node: Some(cluster::node(node)),
             partitions: cluster::partitions(partitions),
         }))
