@@ -54,7 +54,8 @@ pub fn create_dir_all(dir: &Path) -> io::Result<()> {
 
 /// Replaces the file at `path` by `content`: after a crash there is the old one or the new one.
 pub fn write_atomic(path: &Path, content: &[u8]) -> io::Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("."));
+    // A bare name has the empty path as its parent.
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".new");
     let new = dir.join(name);

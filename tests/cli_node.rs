@@ -186,3 +186,17 @@ fn the_demo_runs() {
     assert!(out.contains("(exit code 4)") && out.contains("Bob; the builder"), "{out}");
     assert_eq!(ok(cli(&node, &["scan", "--keys-only"])), "", "it cleans up");
 }
+
+#[test]
+fn an_import_of_a_bare_file_name_that_is_broken_off_says_how_to_go_on() {
+    let node = Node::start();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("users.jsonl"), "{\"key\":\"a\",\"value\":\"1\"}\nnonsense\n").unwrap();
+    let import = |words: &[&str]| {
+        let command = cli_command(&node, words).current_dir(dir.path()).output();
+        parts(command.expect("it runs"))
+    };
+    let (exit, _, err) = import(&["import", "users.jsonl"]);
+    assert!(exit != 0 && err.contains("--resume") && !err.contains("No such file"), "{exit}: {err}");
+    assert!(dir.path().join("users.jsonl.progress").exists());
+}

@@ -155,7 +155,7 @@ pub(super) async fn scan(session: &mut Session, scan: Scan) -> Outcome {
             let line = if keys_only {
                 key
             } else {
-                format!("{key:<width$}  {:>7}  {}", record.version, escape_value(&record.value))
+                format!("{key:<width$}  {:>7}  {}", record.version, escape(&record.value))
             };
             printer.line(line.trim_end())?;
             count += 1;

@@ -45,6 +45,9 @@ const HAND_OVER_MAX: Duration = Duration::from_secs(5);
 /// How long the node has to tell its status.
 const STATUS_MAX: Duration = Duration::from_millis(500);
 
+/// How long a start may wait for others and for elections before its log calls that a warning.
+const USUAL_START: Duration = Duration::from_secs(5);
+
 /// How long things may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
@@ -76,6 +79,9 @@ impl Default for Pace {
         }
     }
 }
+
+/// How the operating system says that a disk is full (ENOSPC).
+const NO_SPACE: &str = "(os error 28)";
 
 /// How it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -190,7 +196,12 @@ impl<R: Requests> Lifecycle<R> {
         }
     }
 
-    fn failed(&self, reason: String) -> Ended {
+    fn failed(&self, mut reason: String) -> Ended {
+        // Wherever in the node the disk was met full.
+        if reason.contains(NO_SPACE) {
+            reason += "; the data directory's disk is full: free or add space, then start again; acknowledged \
+                       writes are in the log";
+        }
         error!("{reason}");
         self.notifier.status(&reason);
         Ended::Failed(reason)
@@ -275,7 +286,7 @@ impl<R: Requests> Lifecycle<R> {
                 }
                 Turn::Look => {
                     let problems = node.problems();
-                    if !ready && problems.is_empty() {
+                    if !ready && !problems.iter().any(Problem::keeps_from_starting) {
                         ready = true;
                         look = interval(self.pace.status);
                         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -294,7 +305,9 @@ impl<R: Requests> Lifecycle<R> {
                         false => format!("waiting: {}", first_of(&problems)),
                     };
                     if now != status {
-                        match problems.is_empty() {
+                        // Elections at a start are no trouble yet.
+                        let is_usual = problems.is_empty() || (!ready && started.elapsed() < USUAL_START);
+                        match is_usual {
                             true => info!("{now}"),
                             false => warn!("{now}"),
                         }

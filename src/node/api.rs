@@ -113,6 +113,14 @@ pub struct Problem {
     pub message: String,
 }
 
+impl Problem {
+    /// Whether a node that starts with this has not started yet. The others are an operator's to mend while it
+    /// serves what it can: on a low disk that is done by deletes.
+    pub fn keeps_from_starting(&self) -> bool {
+        !matches!(self.reason, "DISK_LOW" | "DISK_STALLED" | "REPLICA_FAILED")
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterInfo {
     pub cluster_id: String,

@@ -15,6 +15,9 @@ use crate::{meta, raft};
 /// How long the other nodes have to say what they know.
 const DESCRIBED_WITHIN: Duration = Duration::from_millis(500);
 
+/// An fsync that is under way for longer is told: a healthy disk takes milliseconds.
+const STALL_TOLD: Duration = Duration::from_secs(5);
+
 impl From<raft::Role> for Role {
     fn from(role: raft::Role) -> Role {
         match role {
@@ -74,6 +77,12 @@ impl Node {
             problems.push(Problem {
                 reason: "PARTITION_WITHOUT_LEADER",
                 message: format!("nobody leads {}", without.join(", ")),
+            });
+        }
+        if let Some(stuck) = self.wal.writer_stuck_for().filter(|stuck| *stuck > STALL_TOLD) {
+            problems.push(Problem {
+                reason: "DISK_STALLED",
+                message: format!("the disk has not finished an fsync for {} s: writes wait", stuck.as_secs()),
             });
         }
         if self.disk.is_low() {

@@ -55,8 +55,8 @@ impl Cell {
             Cell::Size(bytes) => text::size(*bytes),
             Cell::Decimal(number) => format!("{number:.2}"),
             Cell::Flag(flag) => if *flag { "yes" } else { "no" }.into(),
-            Cell::List(items) => text::escape(items.join(",").as_bytes()),
-            Cell::Missing => "-".into(),
+            Cell::List(items) if !items.is_empty() => text::escape(items.join(",").as_bytes()),
+            Cell::List(_) | Cell::Missing => "-".into(),
         }
     }
 
@@ -65,6 +65,7 @@ impl Cell {
             Cell::Size(bytes) => bytes.to_string(),
             Cell::Flag(flag) => flag.to_string(),
             Cell::Missing => String::new(),
+            Cell::List(items) if items.is_empty() => String::new(),
             _ => self.for_table(),
         }
     }

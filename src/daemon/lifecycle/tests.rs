@@ -168,6 +168,28 @@ async fn it_is_ready_only_once_nothing_keeps_it_from_serving() {
     run.task.abort();
 }
 
+/// Else a node on a low disk could not be helped by deletes: its start would never end.
+#[tokio::test]
+async fn what_is_mended_while_it_serves_does_not_keep_it_from_being_ready() {
+    let node = Arc::new(Fake::default());
+    let low = Problem { reason: "DISK_LOW", message: "3 MiB are free".into() };
+    *node.problems.lock().unwrap() = vec![low];
+    let run = start_with(Ok(()), node);
+    run.opened.notify_one();
+    run.manager.wait_for("READY=1\nSTATUS=degraded: 3 MiB are free\n").await;
+    run.task.abort();
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_with_the_way_out() {
+    let full = std::io::Error::from_raw_os_error(28).to_string();
+    let run = start_with(Err(format!("can't fill next.new: {full}")), Arc::default());
+    run.opened.notify_one();
+    let (ended, _) = run.ended().await;
+    let Ended::Failed(why) = ended else { panic!("{ended:?}") };
+    assert!(why.contains("free or add space"), "{why}");
+}
+
 #[tokio::test]
 async fn a_stop_finishes_calls_before_the_node() {
     let run = start();
