@@ -18,36 +18,115 @@ mod register;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cluster::{Cluster, WAIT_MAX, info, writes_resume};
+use cluster::{Cluster, WAIT_MAX, get, info, writes_resume};
 use network::{Cut, Network};
 use register::{Register, Running};
+use rushkv::error::{Happened, from_status};
+use rushkv::proto::v1::PutRequest;
+use rushkv::proto::v1::kv_client::KvClient;
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
 /// How long a node is cut off.
 const CUT_FOR: Duration = Duration::from_secs(6);
 
-/// After this long without a majority, a node has noticed: it refuses every read.
+/// After this long without a majority, a node has noticed: it refuses every read and every write.
 const NOTICED_WITHIN: Duration = Duration::from_secs(3);
 
+/// Until the majority's writes go through again, in every partition.
+const RESUMED_WITHIN: Duration = Duration::from_secs(5);
+
+/// How many keys are written at once through a node that is cut off, how often, and how long each may take.
+const WRITES_AT_ONCE: usize = 16;
+const WRITE_EVERY: Duration = Duration::from_millis(500);
+const WRITE_WITHIN: Duration = Duration::from_secs(3);
+
 /// Reads through a node that is cut off: answers must not be old, and end soon.
-async fn refuses(channel: &Channel, registers: &[Arc<Register>]) {
+async fn refuses_reads(channel: &Channel, registers: &[Arc<Register>]) {
     let cut = Instant::now();
-    let (mut answered, mut refused) = (0, 0);
-    while cut.elapsed() < CUT_FOR {
-        for register in registers {
-            let began = cut.elapsed();
-            match register.read(channel).await {
-                Ok(_) => {
-                    assert!(began < NOTICED_WITHIN, "answered a read {began:?} after it was cut off");
-                    answered += 1;
+    let readers = registers.iter().cloned().map(|register| {
+        let channel = channel.clone();
+        tokio::spawn(async move {
+            let (mut answered, mut refused) = (0, 0);
+            while cut.elapsed() < CUT_FOR {
+                let began = cut.elapsed();
+                match register.read(&channel).await {
+                    Ok(_) => {
+                        assert!(began < NOTICED_WITHIN, "answered a read {began:?} after it was cut off");
+                        answered += 1;
+                    }
+                    Err(_) => refused += 1,
                 }
-                Err(_) => refused += 1,
             }
-        }
+            (answered, refused)
+        })
+    });
+    let (mut answered, mut refused) = (0, 0);
+    for reader in readers.collect::<Vec<_>>() {
+        let its: (u32, u32) = reader.await.unwrap();
+        (answered, refused) = (answered + its.0, refused + its.1);
     }
     println!("  cut off: {answered} reads answered, {refused} refused");
     assert!(refused > 0);
+}
+
+/// A key that was written once, and what was told of it: an answer, or whether it may have been written.
+type Written = (String, Result<(), Happened>);
+
+/// Writes through a node that is cut off, each to a key of its own: it acknowledges none once it has noticed.
+async fn refuses_writes(channel: &Channel, name: &str) -> Vec<Written> {
+    let cut = Instant::now();
+    let mut writes = Vec::new();
+    while cut.elapsed() < CUT_FOR {
+        for _ in 0..WRITES_AT_ONCE {
+            let (channel, key) = (channel.clone(), format!("{name}-{}", writes.len()));
+            let began = cut.elapsed();
+            writes.push(tokio::spawn(async move {
+                let bytes = key.clone().into();
+                let mut request =
+                    tonic::Request::new(PutRequest { key: bytes, value: "v".into(), precondition: None });
+                request.set_timeout(WRITE_WITHIN);
+                let answer = KvClient::new(channel).put(request).await;
+                let took = cut.elapsed() - began;
+                assert!(took < WRITE_WITHIN * 2, "a write was answered only after {took:?}: {answer:?}");
+                let told =
+                    answer.map(drop).map_err(|status| from_status(&status, Happened::Unknown).happened());
+                assert!(
+                    told.is_err() || began < NOTICED_WITHIN,
+                    "acknowledged {key}, {began:?} after the cut"
+                );
+                (key, told)
+            }));
+        }
+        tokio::time::sleep(WRITE_EVERY).await;
+    }
+    let mut written = Vec::new();
+    for write in writes {
+        written.push(write.await.unwrap());
+    }
+    let count = |wanted| written.iter().filter(|(_, told)| *told == wanted).count();
+    println!(
+        "  cut off: {} writes acknowledged, {} surely refused, {} perhaps",
+        count(Ok(())),
+        count(Err(Happened::No)),
+        count(Err(Happened::Unknown))
+    );
+    assert!(count(Err(Happened::No)) > 0, "it never says that a write surely was not done");
+    written
+}
+
+/// What was told of a write holds, by every node.
+async fn holds(channels: &[Channel], written: &[Written]) {
+    for (at, channel) in channels.iter().enumerate() {
+        for (key, told) in written {
+            let is_there = get(channel, key).await.unwrap().is_some();
+            match told {
+                Ok(()) => assert!(is_there, "{key} was acknowledged, and node {} lacks it", at + 1),
+                Err(Happened::No) => assert!(!is_there, "{key} surely was not written, and is there"),
+                Err(Happened::Unknown) => {}
+            }
+        }
+    }
 }
 
 async fn one_cut_off(network: &Network, engine: &'static str) {
@@ -66,10 +145,14 @@ async fn one_cut_off(network: &Network, engine: &'static str) {
         majority.advance(5).await;
 
         network.cut(victim + 1, cut);
-        let (resumed, ()) =
-            tokio::join!(writes_resume(&others), refuses(&channels[victim], &majority.registers));
+        let name = format!("cut-{victim}");
+        let (resumed, (), written) = tokio::join!(
+            writes_resume(&others),
+            refuses_reads(&channels[victim], &majority.registers),
+            refuses_writes(&channels[victim], &name)
+        );
         println!("{engine}, {cut:?}: the majority's writes resumed after {resumed:?}");
-        assert!(resumed < Duration::from_secs(15), "{cut:?}: writes resumed only after {resumed:?}");
+        assert!(resumed < RESUMED_WITHIN, "{cut:?}: writes resumed only after {resumed:?}");
         let told = info(channels[victim].clone()).await.unwrap();
         assert!(!told.problems.is_empty(), "{cut:?}: it does not say that it is cut off: {told:?}");
         majority.advance(5).await;
@@ -86,6 +169,7 @@ async fn one_cut_off(network: &Network, engine: &'static str) {
                 }
             }
         }
+        holds(&channels, &written).await;
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rushkv::proto::v1::InfoRequest;
 use rushkv::proto::v1::cluster_client::ClusterClient;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::transport::{Channel, Endpoint};
 
 #[path = "ports.rs"]
@@ -17,6 +18,12 @@ pub use ports::free_port;
 
 /// How long a daemon may take from its start until it serves.
 const SERVES_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long an answer of the HTTP port may take.
+const HTTP_WITHIN: Duration = Duration::from_secs(10);
+
+/// From the gRPC port to the HTTP port; `free_port` has looked at both.
+const HTTP_OFFSET: u16 = 1100;
 
 pub struct Daemon {
     child: Option<Child>,
@@ -63,6 +70,28 @@ impl Daemon {
     pub fn on_host(mut self, namespace: &str, address: &str) -> Daemon {
         (self.host, self.namespace) = (address.to_string(), Some(namespace.to_string()));
         self
+    }
+
+    /// Gives it its HTTP port, which most tests have no use for.
+    pub fn with_http(self) -> Daemon {
+        let address = format!("{}:{}", self.host, self.port + HTTP_OFFSET);
+        self.env("RUSHKV__METRICS__ADDR", &address)
+    }
+
+    /// GETs from the HTTP port: status and body.
+    pub async fn http(&self, path: &str) -> (u16, String) {
+        let ask = async {
+            let address = (self.host.as_str(), self.port + HTTP_OFFSET);
+            let mut stream = tokio::net::TcpStream::connect(address).await?;
+            let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.map(|_| answer)
+        };
+        let answer = tokio::time::timeout(HTTP_WITHIN, ask).await;
+        let answer = answer.unwrap_or_else(|_| panic!("{path} is not answered:\n{}", self.log())).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").expect("an answer has a head");
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_string())
     }
 
     /// Host and port.
