@@ -5,142 +5,44 @@
 
 #[path = "support/cluster.rs"]
 mod cluster;
+#[path = "support/forming.rs"]
+mod forming;
 #[path = "support/process.rs"]
 mod process;
 
 use std::time::{Duration, Instant};
 
 use cluster::{Cluster, WAIT_MAX, get, info, put};
+use forming::{
+    CRASH_AT, CRASHES_WITHIN, Engine, PEERS, STEPS_OF_ANOTHER, STEPS_OF_EACH, all_are_killed_in_prepare,
+    alone, are_one, at_each, crashes, ctl, daemon, founder_crashes, gives_up_and_crashes, join, logs, says,
+    together, who_proposes_crashes,
+};
 use process::Daemon;
-use rushkv::proto::original::JoinRequest;
-use rushkv::proto::original::rush_kv_client::RushKvClient;
+use rushkv::proto::v1::DeleteRequest;
 use rushkv::proto::v1::kv_client::KvClient;
-use rushkv::proto::v1::{DeleteRequest, InfoResponse};
 
-/// Names the step to crash at: see `src/crash_point.rs`.
-const CRASH_AT: &str = "RUSHKV_CRASH_AT";
-
-const PEERS: &str = "RUSHKV__PEERS";
-
-/// A step that is not come to within this time is none of that node's.
-const CRASHES_WITHIN: Duration = Duration::from_secs(20);
-
-/// Daemons that name each other, not started.
-fn together(count: usize) -> (tempfile::TempDir, Vec<Daemon>) {
-    let dir = tempfile::tempdir().unwrap();
-    let mut nodes: Vec<Daemon> = (1..=count).map(|number| daemon(&dir, &format!("node{number}"))).collect();
-    let peers: Vec<String> = nodes.iter().map(Daemon::address).collect();
-    for node in &mut nodes {
-        node.set(PEERS, Some(&peers.join(",")));
-    }
-    (dir, nodes)
-}
-
-fn daemon(dir: &tempfile::TempDir, name: &str) -> Daemon {
-    Daemon::new(&dir.path().join(name), "fjall").named(name).env("RUSHKV__CLUSTER__PARTITIONS", "4")
-}
-
-fn logs(nodes: &[Daemon]) -> String {
-    nodes.iter().map(|node| format!("--- {}\n{}", node.name, node.log())).collect()
-}
-
-/// Waits until the node says this in its log.
-async fn says(node: &Daemon, what: &str) {
-    let started = Instant::now();
-    while !node.log().contains(what) {
-        assert!(started.elapsed() < WAIT_MAX, "it does not say {what:?}:\n{}", node.log());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-/// Waits until they all serve as one cluster, and what one is told the others know. Returns its id.
-async fn are_one(nodes: &mut [Daemon], when: &str) -> String {
-    let count = u32::try_from(nodes.len()).unwrap();
-    let started = Instant::now();
-    let id = loop {
-        let mut told = Vec::new();
-        for node in &*nodes {
-            told.push(info(node.channel()).await.map_err(|status| status.message().to_string()));
-        }
-        let whole =
-            |info: &InfoResponse| info.node_count == count && info.partitions_led == info.partition_count;
-        let all: Vec<&InfoResponse> = told.iter().flatten().filter(|info| whole(info)).collect();
-        if all.len() == nodes.len() && all.iter().all(|info| info.cluster_id == all[0].cluster_id) {
-            break all[0].cluster_id.clone();
-        }
-        if let Some(ended) = nodes.iter_mut().find_map(|node| node.has_ended().then(|| node.name.clone())) {
-            panic!("{when}: {ended} ended\n{}", logs(nodes));
-        }
-        assert!(started.elapsed() < WAIT_MAX, "{when}: not one cluster: {told:?}\n{}", logs(nodes));
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    };
-    let channels: Vec<_> = nodes.iter().map(Daemon::channel).collect();
-    let written = put(&channels[0], "k", "v").await;
-    assert!(written.is_ok(), "{when}: {written:?}\n{}", logs(nodes));
-    for channel in &channels {
-        let read = get(channel, "k").await;
-        assert!(matches!(&read, Ok(Some(v)) if v == "v"), "{when}: {read:?}\n{}", logs(nodes));
-    }
-    id
-}
-
-/// Waits until it ends at the step it was told to crash at, and starts it again as it should be.
-fn crashes(node: &mut Daemon, step: &str) {
-    let code = node.wait_end(CRASHES_WITHIN);
-    assert_eq!(code, None, "{} at {step} ended by itself:\n{}", node.name, node.log());
-    node.set(CRASH_AT, None);
-    node.start();
-}
-
-/// Plays a scenario for each of the steps, side by side: most of each is waiting.
-async fn at_each<F>(steps: &[&'static str], scenario: impl Fn(&'static str) -> F)
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    let played: Vec<_> = steps.iter().map(|step| tokio::spawn(scenario(step))).collect();
-    for scenario in played {
-        scenario.await.unwrap();
-    }
-}
-
-/// Three nodes found a cluster, and `victim` crashes at the step once.
-async fn founder_crashes(victim: usize, step: &str) {
-    let (_dir, mut nodes) = together(3);
-    nodes[victim].set(CRASH_AT, Some(step));
-    nodes.iter_mut().for_each(Daemon::start);
-    crashes(&mut nodes[victim], step);
-    let when = format!("{} crashed at {step}", nodes[victim].name);
-    are_one(&mut nodes, &when).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_first_founder_crashes_before_the_cluster_begins() {
+async fn the_first_founder_crashes_before_the_cluster_begins(engine: Engine) {
     let steps = ["forming.all-heard", "forming.drawn", "forming.first-prepared", "forming.another-prepared"];
-    at_each(&steps, |step| founder_crashes(0, step)).await;
+    at_each(steps, |step| founder_crashes(engine, 0, step)).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_first_founder_crashes_while_the_cluster_begins() {
+async fn the_first_founder_crashes_while_the_cluster_begins(engine: Engine) {
     let steps = ["forming.all-prepared", "forming.initialized", "forming.formed", "forming.identity-written"];
-    at_each(&steps, |step| founder_crashes(0, step)).await;
+    at_each(steps, |step| founder_crashes(engine, 0, step)).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn another_founder_crashes() {
-    let steps = [
-        "forming.all-heard",
-        "forming.asked-to-prepare",
-        "forming.prepared",
-        "forming.formed",
-        "forming.identity-written",
-    ];
-    at_each(&steps, |step| founder_crashes(2, step)).await;
+async fn another_founder_crashes(engine: Engine) {
+    at_each(STEPS_OF_ANOTHER.iter().chain(&STEPS_OF_EACH), |step| founder_crashes(engine, 1, step)).await;
+}
+
+async fn the_last_founder_crashes(engine: Engine) {
+    at_each(STEPS_OF_ANOTHER.iter().chain(&STEPS_OF_EACH), |step| founder_crashes(engine, 2, step)).await;
 }
 
 /// Before anything but the founding was ever made durable: they find each other again.
-#[tokio::test(flavor = "multi_thread")]
-async fn all_founders_are_killed_once_the_cluster_is_formed() {
-    let (_dir, mut nodes) = together(3);
+async fn all_founders_are_killed_once_the_cluster_is_formed(engine: Engine) {
+    let (_dir, mut nodes) = together(3, engine);
     nodes.iter_mut().for_each(Daemon::start);
     let id = are_one(&mut nodes, "they found").await;
     nodes.iter_mut().for_each(Daemon::kill);
@@ -148,31 +50,25 @@ async fn all_founders_are_killed_once_the_cluster_is_formed() {
     assert_eq!(are_one(&mut nodes, "all were killed").await, id);
 }
 
-/// Whoever leads group 0 may be any of them: all crash there, and one of them comes to it.
-#[tokio::test(flavor = "multi_thread")]
-async fn who_proposes_the_founding_crashes() {
-    let (_dir, mut nodes) = together(3);
-    for node in &mut nodes {
-        node.set(CRASH_AT, Some("forming.form-committed"));
-        node.start();
-    }
-    let started = Instant::now();
-    let crashed = loop {
-        match nodes.iter_mut().position(Daemon::has_ended) {
-            Some(at) => break at,
-            None => assert!(started.elapsed() < CRASHES_WITHIN, "nobody proposed:\n{}", logs(&nodes)),
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    };
-    crashes(&mut nodes[crashed], "forming.form-committed");
-    are_one(&mut nodes, "the founding was committed").await;
+async fn all_founders_are_killed_while_they_prepare(engine: Engine) {
+    let prepared = Some("forming.prepared");
+    let killed = [
+        // The first one knows of nobody else that is prepared.
+        [None, prepared, prepared],
+        [Some("forming.all-prepared"), None, None],
+        [None, Some("forming.asked-to-prepare"), prepared],
+    ];
+    at_each(killed, |steps| all_are_killed_in_prepare(engine, steps)).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_joining_node_crashes() {
+async fn who_proposes_the_founding_crashes(engine: Engine) {
+    who_proposes_crashes(engine).await;
+}
+
+async fn a_joining_node_crashes(engine: Engine) {
     let steps = ["forming.all-heard", "joining.admitted", "joining.identity-written"];
-    at_each(&steps, |step| async move {
-        let mut cluster = Cluster::start(1, "fjall").await;
+    at_each(steps, |step| async move {
+        let mut cluster = Cluster::start(1, engine).await;
         let mut node = cluster.daemon(2).env(PEERS, &cluster.nodes[0].address());
         node.set(CRASH_AT, Some(step));
         node.start();
@@ -183,9 +79,8 @@ async fn a_joining_node_crashes() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_node_whose_peers_are_only_itself_founds_alone() {
-    let (_dir, mut nodes) = together(1);
+async fn a_node_whose_peers_are_only_itself_founds_alone(engine: Engine) {
+    let (_dir, mut nodes) = together(1, engine);
     // The same node by another of its names.
     let peers = format!("{},localhost:{}", nodes[0].address(), nodes[0].port);
     nodes[0].set(PEERS, Some(&peers));
@@ -200,28 +95,9 @@ async fn a_node_whose_peers_are_only_itself_founds_alone() {
     are_one(&mut nodes, "it named only itself").await;
 }
 
-/// Daemons that each found a cluster of their own, as the original's were started.
-async fn alone(dir: &tempfile::TempDir, count: usize) -> Vec<Daemon> {
-    let mut nodes: Vec<Daemon> = (1..=count).map(|number| daemon(dir, &format!("node{number}"))).collect();
-    nodes.iter_mut().for_each(Daemon::start);
-    for node in &mut nodes {
-        node.serves().await;
-    }
-    nodes
-}
-
-/// The original's Join: of its body, success and error.
-async fn join(at: &Daemon, node: &Daemon) -> (bool, String) {
-    let request =
-        JoinRequest { node_id: node.name.clone(), address: "127.0.0.1".into(), port: i32::from(node.port) };
-    let answer = RushKvClient::new(at.channel()).join(request).await.unwrap().into_inner();
-    (answer.success, answer.error)
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn nodes_started_alone_are_joined_the_originals_way() {
+async fn nodes_started_alone_are_joined_the_originals_way(engine: Engine) {
     let dir = tempfile::tempdir().unwrap();
-    let mut nodes = alone(&dir, 3).await;
+    let mut nodes = alone(&dir, 3, engine).await;
     let pid = nodes[1].pid();
     // What is written to the cluster that stays is there afterwards.
     put(&nodes[0].channel(), "before", "v").await.unwrap();
@@ -240,56 +116,28 @@ async fn nodes_started_alone_are_joined_the_originals_way() {
     assert_eq!(are_one(&mut nodes, "they were joined, and killed").await, id);
 }
 
-/// Whether rushkvctl succeeded, and all that it said.
-fn ctl(at: &Daemon, args: &[&str]) -> (bool, String) {
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_rushkvctl"))
-        .args(["--server", &at.address()])
-        .args(args)
-        .output()
-        .unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8(said).unwrap())
-}
-
-/// It crashes at the step while it gives its cluster up; started again, it goes on by itself.
-async fn gives_up_and_crashes(step: &str) {
-    let dir = tempfile::tempdir().unwrap();
-    let mut nodes = alone(&dir, 2).await;
-    // The directory is there by now: its making is none of the steps.
-    nodes[1].kill();
-    nodes[1].set(CRASH_AT, Some(step));
-    nodes[1].start();
-    nodes[1].serves().await;
-    // It may be told of the crash, or of a success.
-    let told = join(&nodes[0], &nodes[1]).await;
-    crashes(&mut nodes[1], step);
-    are_one(&mut nodes, &format!("it crashed at {step}, {told:?}")).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_node_crashes_before_it_is_bound_to_join() {
-    at_each(&["giving-up.sealed", "giving-up.partitions-sealed", "giving-up.bound"], gives_up_and_crashes)
-        .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_node_crashes_while_it_empties_its_directory_to_join() {
-    at_each(
-        &["data-dir.to-be-made-anew", "data-dir.format-removed", "data-dir.emptied"],
-        gives_up_and_crashes,
-    )
+async fn a_node_crashes_before_it_is_bound_to_join(engine: Engine) {
+    at_each(["giving-up.sealed", "giving-up.partitions-sealed", "giving-up.bound"], |step| {
+        gives_up_and_crashes(engine, step)
+    })
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_node_crashes_while_it_comes_in() {
-    at_each(&["joining.admitted", "joining.identity-written"], gives_up_and_crashes).await;
+async fn a_node_crashes_while_it_empties_its_directory_to_join(engine: Engine) {
+    at_each(["data-dir.to-be-made-anew", "data-dir.format-removed", "data-dir.emptied"], |step| {
+        gives_up_and_crashes(engine, step)
+    })
+    .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_that_was_written_to_does_not_give_itself_up() {
+async fn a_node_crashes_while_it_comes_in(engine: Engine) {
+    at_each(["joining.admitted", "joining.identity-written"], |step| gives_up_and_crashes(engine, step))
+        .await;
+}
+
+async fn a_cluster_that_was_written_to_does_not_give_itself_up(engine: Engine) {
     let dir = tempfile::tempdir().unwrap();
-    let nodes = alone(&dir, 2).await;
+    let nodes = alone(&dir, 2, engine).await;
     put(&nodes[1].channel(), "k", "v").await.unwrap();
     let mut client = KvClient::new(nodes[1].channel());
     client.delete(DeleteRequest { key: "k".into(), precondition: None }).await.unwrap();
@@ -302,15 +150,14 @@ async fn a_cluster_that_was_written_to_does_not_give_itself_up() {
     let mut nodes: Vec<Daemon> = nodes.into_iter().rev().collect();
     assert_eq!(join(&nodes[0], &nodes[1]).await, (true, String::new()), "{}", logs(&nodes));
     are_one(&mut nodes, "joined the other way round").await;
-    let (joined, why) = join(&nodes[0], &daemon(&dir, "nobody")).await;
+    let (joined, why) = join(&nodes[0], &daemon(&dir, "nobody", engine)).await;
     assert!(!joined && why.contains("no node of a cluster answers"), "{why}");
 }
 
 /// One of them gives itself up, or both say why they do not: never both.
-#[tokio::test(flavor = "multi_thread")]
-async fn two_clusters_that_are_to_join_each_other() {
+async fn two_clusters_that_are_to_join_each_other(engine: Engine) {
     let dir = tempfile::tempdir().unwrap();
-    let mut nodes = alone(&dir, 2).await;
+    let mut nodes = alone(&dir, 2, engine).await;
     let (one, other) = tokio::join!(join(&nodes[0], &nodes[1]), join(&nodes[1], &nodes[0]));
     if one.0 || other.0 {
         are_one(&mut nodes, &format!("joined each other: {one:?} {other:?}")).await;
@@ -335,9 +182,8 @@ fn refuses(node: &mut Daemon, why: &[&str]) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn unequal_lists_of_peers_wait_and_say_for_whom() {
-    let (_dir, mut nodes) = together(3);
+async fn unequal_lists_of_peers_wait_and_say_for_whom(engine: Engine) {
+    let (_dir, mut nodes) = together(3, engine);
     let all: Vec<String> = nodes.iter().map(Daemon::address).collect();
     nodes[0].set(PEERS, Some(&all[..2].join(",")));
     nodes.iter_mut().for_each(Daemon::start);
@@ -353,11 +199,10 @@ async fn unequal_lists_of_peers_wait_and_say_for_whom() {
     are_one(&mut nodes, "their peers were made equal").await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn two_nodes_of_one_name_refuse() {
-    let (dir, mut nodes) = together(2);
+async fn two_nodes_of_one_name_refuse(engine: Engine) {
+    let (dir, mut nodes) = together(2, engine);
     let (port, peers) = (nodes[1].port, nodes.iter().map(Daemon::address).collect::<Vec<_>>().join(","));
-    nodes[1] = daemon(&dir, "another").named("node1").env(PEERS, &peers);
+    nodes[1] = daemon(&dir, "another", engine).named("node1").env(PEERS, &peers);
     nodes[1].port = port;
     nodes.iter_mut().for_each(Daemon::start);
     let (one, other) = nodes.split_at_mut(1);
@@ -371,13 +216,12 @@ async fn two_nodes_of_one_name_refuse() {
     assert!(!one[0].data_dir.join("IDENTITY").exists() && !other[0].data_dir.join("IDENTITY").exists());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_copy_of_a_members_directory_is_refused_and_the_member_goes_on() {
-    let (dir, mut nodes) = together(3);
+async fn a_copy_of_a_members_directory_is_refused_and_the_member_goes_on(engine: Engine) {
+    let (dir, mut nodes) = together(3, engine);
     nodes.iter_mut().for_each(Daemon::start);
     let id = are_one(&mut nodes, "they found").await;
     assert_eq!(nodes[2].stop(), Some(0));
-    let mut copy = daemon(&dir, "copy").named("node3");
+    let mut copy = daemon(&dir, "copy", engine).named("node3");
     copy_dir(&nodes[2].data_dir, &copy.data_dir);
     nodes[2].start();
     are_one(&mut nodes, "it was stopped to be copied").await;
@@ -387,13 +231,12 @@ async fn a_copy_of_a_members_directory_is_refused_and_the_member_goes_on() {
 }
 
 /// A copy made before there was a cluster.
-#[tokio::test(flavor = "multi_thread")]
-async fn copies_of_one_directory_do_not_found() {
-    let (dir, mut nodes) = together(2);
+async fn copies_of_one_directory_do_not_found(engine: Engine) {
+    let (dir, mut nodes) = together(2, engine);
     nodes[1].start();
     says(&nodes[1], "waiting for").await;
     nodes[1].kill();
-    let mut copy = daemon(&dir, "copy").named("node2");
+    let mut copy = daemon(&dir, "copy", engine).named("node2");
     copy_dir(&nodes[1].data_dir, &copy.data_dir);
     let peers: Vec<String> = nodes.iter().chain([&copy]).map(Daemon::address).collect();
     for node in nodes.iter_mut().chain([&mut copy]) {
@@ -422,9 +265,8 @@ fn copy_dir(from: &std::path::Path, to: &std::path::Path) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_member_with_a_wiped_disk_does_not_come_back_as_itself() {
-    let (_dir, mut nodes) = together(3);
+async fn a_member_with_a_wiped_disk_does_not_come_back_as_itself(engine: Engine) {
+    let (_dir, mut nodes) = together(3, engine);
     nodes.iter_mut().for_each(Daemon::start);
     let id = are_one(&mut nodes, "they found").await;
     nodes[2].kill();
@@ -444,11 +286,10 @@ async fn a_member_with_a_wiped_disk_does_not_come_back_as_itself() {
     assert_eq!(are_one(&mut nodes, "it left, and joined anew").await, id);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn two_clusters_that_name_each_other_become_one_or_refuse() {
+async fn two_clusters_that_name_each_other_become_one_or_refuse(engine: Engine) {
     for is_written in [false, true] {
         let dir = tempfile::tempdir().unwrap();
-        let mut nodes = alone(&dir, 2).await;
+        let mut nodes = alone(&dir, 2, engine).await;
         let peers: Vec<String> = nodes.iter().map(Daemon::address).collect();
         for node in &mut nodes {
             if is_written {
@@ -472,4 +313,44 @@ async fn two_clusters_that_name_each_other_become_one_or_refuse() {
         };
         refuses(&mut nodes[refused], &["neither can be given up for the other", "out of peers"]);
     }
+}
+
+macro_rules! on_both_engines {
+    ($($case:ident),* $(,)?) => {$(
+        mod $case {
+            #[tokio::test(flavor = "multi_thread")]
+            async fn on_fjall() {
+                super::$case("fjall").await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn on_sled() {
+                super::$case("sled").await;
+            }
+        }
+    )*};
+}
+
+on_both_engines! {
+    the_first_founder_crashes_before_the_cluster_begins,
+    the_first_founder_crashes_while_the_cluster_begins,
+    another_founder_crashes,
+    the_last_founder_crashes,
+    all_founders_are_killed_once_the_cluster_is_formed,
+    all_founders_are_killed_while_they_prepare,
+    who_proposes_the_founding_crashes,
+    a_joining_node_crashes,
+    a_node_whose_peers_are_only_itself_founds_alone,
+    nodes_started_alone_are_joined_the_originals_way,
+    a_node_crashes_before_it_is_bound_to_join,
+    a_node_crashes_while_it_empties_its_directory_to_join,
+    a_node_crashes_while_it_comes_in,
+    a_cluster_that_was_written_to_does_not_give_itself_up,
+    two_clusters_that_are_to_join_each_other,
+    unequal_lists_of_peers_wait_and_say_for_whom,
+    two_nodes_of_one_name_refuse,
+    a_copy_of_a_members_directory_is_refused_and_the_member_goes_on,
+    copies_of_one_directory_do_not_found,
+    a_member_with_a_wiped_disk_does_not_come_back_as_itself,
+    two_clusters_that_name_each_other_become_one_or_refuse,
 }

@@ -49,6 +49,8 @@ pub(crate) struct State {
     calls: Mutex<Vec<&'static str>>,
     /// What a watch of the topology begins with; none: there is no such call.
     pub(crate) topology: Mutex<Option<v1::Topology>>,
+    /// The members; each partition has a copy on up to three of them.
+    nodes: Mutex<Vec<v1::Node>>,
     /// Records in each message of a scan.
     page: usize,
     /// Keys that one BatchGet answers.
@@ -80,6 +82,7 @@ impl Fake {
             records: Mutex::new(BTreeMap::new()),
             calls: Mutex::new(Vec::new()),
             topology: Mutex::default(),
+            nodes: Mutex::new(vec![State::node()]),
             page: 3,
             batch_get_room: 2,
         };
@@ -103,6 +106,12 @@ impl Fake {
         let (nodes, partitions) = (vec![node], vec![partition]);
         let topology = v1::Topology { epoch, nodes, partitions, cluster_id: CLUSTER_ID.into() };
         *self.state.topology.lock().unwrap() = Some(topology);
+    }
+
+    /// It tells so many members from now on: node1, node2, ...
+    pub(crate) fn tell_nodes(&self, count: u32) {
+        let node = |number| v1::Node { name: format!("node{number}"), number, ..State::node() };
+        *self.state.nodes.lock().unwrap() = (1..=count).map(node).collect();
     }
 
     /// How often `call` was made.
@@ -431,16 +440,17 @@ impl v1::cluster_server::Cluster for State {
                 reason: "PARTITION_WITHOUT_LEADER".into(),
                 message: "partition 1 has no leader".into(),
             };
+            let nodes = u32::try_from(state.nodes.lock().unwrap().len()).unwrap();
             Ok(v1::InfoResponse {
                 cluster_id: CLUSTER_ID.into(),
                 cluster_name: "rushkv".into(),
                 cluster_version: 1,
                 epoch: 4,
                 leader: "node1".into(),
-                node_count: 1,
+                node_count: nodes,
                 partition_count: 2,
                 partitions_led: led,
-                replicas: 1,
+                replicas: nodes.min(3),
                 answered_by: Some(State::node()),
                 problems: if led == 2 { vec![] } else { vec![problem] },
             })
@@ -452,7 +462,10 @@ impl v1::cluster_server::Cluster for State {
         &self,
         _: Request<v1::ListNodesRequest>,
     ) -> Result<Response<v1::ListNodesResponse>, Status> {
-        self.act("list_nodes", |_| Ok(v1::ListNodesResponse { nodes: vec![State::node()] })).await
+        self.act("list_nodes", |state| {
+            Ok(v1::ListNodesResponse { nodes: state.nodes.lock().unwrap().clone() })
+        })
+        .await
     }
 
     async fn list_partitions(
@@ -487,11 +500,22 @@ impl v1::cluster_server::Cluster for State {
         Ok(Response::new(Box::pin(stream::once(async { Ok(topology) }))))
     }
 
-    async fn join(&self, _: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
-        self.act("join", |_| Ok(v1::JoinResponse { node: "node2".into(), is_member: true })).await
+    /// What is at an address that begins with "alone" has to give its own cluster up first.
+    async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
+        let is_member = !request.into_inner().address.starts_with("alone");
+        self.act("join", |_| Ok(v1::JoinResponse { node: "node2".into(), is_member })).await
     }
 
-    async fn leave(&self, _: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {
-        self.act("leave", |_| Ok(v1::LeaveResponse {})).await
+    async fn leave(&self, request: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveResponse>, Status> {
+        let name = request.into_inner().node;
+        self.act("leave", |state| {
+            let mut nodes = state.nodes.lock().unwrap();
+            let node = nodes.iter_mut().find(|node| node.name == name).ok_or_else(|| {
+                to_status(&Error::new(Reason::NotFound, format!("the cluster has no node \"{name}\"")))
+            })?;
+            node.set_state(v1::NodeState::Leaving);
+            Ok(v1::LeaveResponse {})
+        })
+        .await
     }
 }

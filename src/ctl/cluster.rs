@@ -55,7 +55,7 @@ fn summary(info: &v1::InfoResponse, partitions: &[v1::Partition]) -> Vec<(Column
         (column("Replicas", "replicas"), Cell::Number(u64::from(info.replicas))),
         (
             column("Tolerates failures", "tolerated_failures"),
-            Cell::Number(u64::from(tolerated(info.replicas, info.node_count))),
+            Cell::Number(tolerated(info.replicas, info.node_count as usize) as u64),
         ),
         (column("Partitions", "partitions"), Cell::Number(u64::from(info.partition_count))),
         (column("- healthy", "partitions_healthy"), count(Health::Healthy)),
@@ -120,25 +120,31 @@ pub(super) async fn join(address: &str, client: &Client, printer: &mut Printer) 
     Ok(0)
 }
 
-/// Has a node leave, after saying what that costs; what lowers the tolerance of failures wants `--yes`.
+/// Has a node leave, and says what that costs; what lowers the tolerance of failures wants `--yes`. Nodes
+/// that are leaving already count as gone.
 pub(super) async fn leave(node: &str, yes: bool, client: &Client, printer: &mut Printer) -> Outcome {
-    let info = client.cluster_info().await?;
-    let before = tolerated(info.replicas, info.node_count);
-    let after = tolerated(info.replicas, info.node_count.saturating_sub(1));
-    let is_member = client.nodes().await?.iter().any(|member| member.name == node);
-    if is_member && after < before && !yes {
+    let replicas = client.cluster_info().await?.replicas;
+    let mut members = client.nodes().await?;
+    members.retain(|member| member.state() != v1::NodeState::Leaving);
+    let before = tolerated(replicas, members.len());
+    members.retain(|member| member.name != node);
+    let after = tolerated(replicas, members.len());
+    if after < before && !yes {
         return Err(Fault::Usage(format!(
             "with {} nodes the cluster tolerates the failure of {after} instead of {before}: say --yes if that is \
              meant",
-            info.node_count.saturating_sub(1)
+            members.len()
         )));
     }
     client.leave(node).await?;
     match printer.format() {
-        Format::Json => printer.json(&json!({ "node": node, "leaving": true }))?,
+        Format::Json => {
+            printer.json(&json!({ "node": node, "leaving": true, "tolerated_failures": after }))?;
+        }
         Format::Table | Format::Plain => printer.line(&format!(
-            "{node} is leaving: its copies move to the others, then it is dropped; rushkvctl node list shows when \
-             it is gone"
+            "{node} is leaving: its copies move to the others, then it is dropped and the cluster tolerates the \
+             failure of {after} node{}; rushkvctl node list shows when it is gone",
+            if after == 1 { "" } else { "s" }
         ))?,
     }
     Ok(0)
@@ -146,8 +152,8 @@ pub(super) async fn leave(node: &str, yes: bool, client: &Client, printer: &mut 
 
 /// How many nodes may fail before some key can't be written: each partition has the largest odd number
 /// of voters that copies and nodes allow.
-fn tolerated(replicas: u32, nodes: u32) -> u32 {
-    replicas.min(nodes).saturating_sub(1) / 2
+fn tolerated(replicas: u32, nodes: usize) -> usize {
+    (replicas as usize).min(nodes).saturating_sub(1) / 2
 }
 
 /// Prints every problem. One that the node does not list, but that its figures show, is listed too.

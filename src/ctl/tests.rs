@@ -42,6 +42,53 @@ async fn every_command_in_every_format() {
 }
 
 #[tokio::test]
+async fn a_join_in_every_format() {
+    let fake = Fake::start().await;
+    for (name, address) in [("join", "db2:8080"), ("join_alone", "alone:8080")] {
+        for format in ["table", "plain", "json"] {
+            let ran = ctl(&fake, &["cluster", "join", address, "-o", format]).await;
+            assert_eq!((ran.exit, ran.err.as_str()), (0, ""), "{address}");
+            insta::assert_snapshot!(format!("{name}_{format}"), ran.text());
+        }
+    }
+    assert_eq!(fake.count("join"), 6);
+}
+
+#[tokio::test]
+async fn a_leave_that_lowers_the_tolerance_wants_a_yes() {
+    let fake = Fake::start().await;
+    for format in ["table", "plain", "json"] {
+        fake.tell_nodes(3);
+        let words = ["cluster", "leave", "node3", "-o", format];
+        let refused = ctl(&fake, &words).await;
+        assert_eq!((refused.exit, refused.text().as_str()), (2, ""), "{refused:?}");
+        let told = "with 2 nodes the cluster tolerates the failure of 0 instead of 1: say --yes";
+        assert!(refused.err.contains(told), "{refused:?}");
+        let ran = ctl(&fake, &[&words[..], &["--yes"]].concat()).await;
+        assert_eq!((ran.exit, ran.err.as_str()), (0, ""));
+        insta::assert_snapshot!(format!("leave_{format}"), ran.text());
+        // It is leaving by now: asked again, nothing is lowered.
+        let again = ctl(&fake, &words).await;
+        assert_eq!((again.exit, again.text()), (0, ran.text()), "{again:?}");
+    }
+    assert_eq!(fake.count("leave"), 6, "what was refused was not asked for");
+}
+
+#[tokio::test]
+async fn a_leave_that_costs_nothing_is_done_at_once() {
+    let fake = Fake::start().await;
+    fake.tell_nodes(4);
+    let ran = ctl(&fake, &["cluster", "leave", "node4", "-o", "json"]).await;
+    let told = "{\"leaving\":true,\"node\":\"node4\",\"tolerated_failures\":1}\n";
+    assert_eq!((ran.exit, ran.text().as_str()), (0, told), "{ran:?}");
+    // The fourth counts as gone already.
+    let ran = ctl(&fake, &["cluster", "leave", "node3"]).await;
+    assert!(ran.exit == 2 && ran.err.contains("with 2 nodes"), "{ran:?}");
+    let ran = ctl(&fake, &["cluster", "leave", "nobody"]).await;
+    assert!(ran.exit != 0 && ran.err.contains("has no node \"nobody\""), "{ran:?}");
+}
+
+#[tokio::test]
 async fn a_sick_cluster_has_exit_code_5_and_says_why() {
     let fake = Fake::start().await;
     fake.put("sick", "");

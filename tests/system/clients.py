@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Stock gRPC clients of Python and Node.js against a live node and a cluster of three: the original's
-calls, rushkv.v1, the descriptor set of `make proto`; and the demo script.
+calls, rushkv.v1, the descriptor set of `make proto`; Join and Leave of nodes started separately; and the demo
+script.
 
 The checks themselves are tests/python/*.py, run in an environment made from requirements.txt, and
-tests/node/check_*.js, run with the packages of package-lock.json.
+tests/node/*.js, run with the packages of package-lock.json.
 """
 
 import hashlib
@@ -77,6 +78,14 @@ def main():
                 for script in sorted(NODE.glob("check_*.js")):
                     with check(f"Node.js, {script.name}, {count} nodes, engine {engine}"):
                         ask(["node", script], addresses, cwd=NODE, env={"NODE_PATH": str(modules)})
+        # Separately started, as the original's nodes were.
+        for client, argv, options in (
+            ("Python", [python, "-B", PYTHON / "join_original.py"], {"cwd": PYTHON}),
+            ("Node.js", ["node", NODE / "join_original.js"], {"cwd": NODE, "env": {"NODE_PATH": str(modules)}}),
+        ):
+            with live_node(*settings, name="one") as one, live_node(*settings, name="another") as another:
+                with check(f"{client}, the original's Join and Leave make one cluster of two, and end it, engine {engine}"):
+                    ask(argv, [one.address, another.address], **options)
     with live_node() as node, tempfile.TemporaryDirectory(prefix="rushkv-protoset-") as scratch:
         with check("a client that knows only the descriptor set of make proto reads and writes"):
             descriptors = pathlib.Path(scratch) / "rushkv.pb"

@@ -82,15 +82,16 @@ def binary(name):
 
 
 @contextlib.contextmanager
-def live_node(*extra):
+def live_node(*extra, name="test"):
     """A node that serves; stopped, and its data removed, at the end."""
-    with live_cluster(1, *extra) as (node,):
+    with live_cluster(1, *extra, name=name) as (node,):
         yield node
 
 
 @contextlib.contextmanager
-def live_cluster(count, *extra):
-    """So many nodes of one cluster, all of which serve; stopped, and their data removed, at the end."""
+def live_cluster(count, *extra, name="test"):
+    """So many nodes of one cluster, all of which serve; stopped, and their data removed, at the end. Several are
+    called node1, node2, ..., a single one `name`."""
     scratch = pathlib.Path(tempfile.mkdtemp(prefix="rushkv-node-", dir="/var/tmp"))
     nodes = []
     try:
@@ -99,7 +100,7 @@ def live_cluster(count, *extra):
             extra = ("--set", "peers=" + ",".join(f"127.0.0.1:{port}" for port in ports), *extra)
         for number, port in enumerate(ports, 1):
             (scratch / str(number)).mkdir()
-            nodes.append(Node(scratch / str(number), extra, f"node{number}" if count > 1 else "test", port))
+            nodes.append(Node(scratch / str(number), extra, f"node{number}" if count > 1 else name, port))
         for node in nodes:
             node.await_ready()
         yield nodes
