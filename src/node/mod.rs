@@ -7,7 +7,7 @@
 //! nodes (`peer`). A cluster of one may give itself up to join another (`giving_up`, `taking_in`; `meeting`
 //! looks whether peers are of another cluster). `reconcile` decides what the leader of a group does towards its desired members,
 //! `reconciling` does it. `disk` refuses puts on a low disk, `upkeep` takes checkpoints, `info` tells what
-//! the node is.
+//! the node is, `gauges` shows it to Prometheus.
 
 mod api;
 mod calls;
@@ -16,6 +16,7 @@ mod follow;
 mod formation;
 mod forming;
 mod forward;
+mod gauges;
 mod giving_up;
 mod identity;
 mod info;
