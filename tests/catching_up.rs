@@ -73,7 +73,7 @@ async fn catches_up_by_snapshot(engine: &'static str) {
         }
         let led = partition(&cluster, 0).await;
         let leader = usize::from(led.leader != cluster.nodes[0].name);
-        if sample(ports[leader], "rushkv_raft_log_purged_index").await > matched(&led, &away) {
+        if sample(ports[leader], "rushkv_raft_purged_index").await > matched(&led, &away) {
             break;
         }
         assert!(started.elapsed() < WAIT_MAX, "nothing is purged: {led:?}");

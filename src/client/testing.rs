@@ -110,7 +110,8 @@ impl Fake {
 
     /// It tells so many members from now on: node1, node2, ...
     pub(crate) fn tell_nodes(&self, count: u32) {
-        let node = |number| v1::Node { name: format!("node{number}"), number, ..State::node() };
+        let node =
+            |number: u32| v1::Node { name: format!("node{number}"), number: number.into(), ..State::node() };
         *self.state.nodes.lock().unwrap() = (1..=count).map(node).collect();
     }
 

@@ -59,8 +59,7 @@ impl Node {
             problems
                 .push(Problem { reason: "GROUP0_WITHOUT_LEADER", message: "nobody leads group 0".into() });
         }
-        let replicas = self.replicas();
-        for (id, replica) in &replicas {
+        for (id, replica) in self.replicas() {
             if let Some(why) = replica.group.damage() {
                 problems.push(Problem {
                     reason: "REPLICA_FAILED",
@@ -68,11 +67,7 @@ impl Node {
                 });
             }
         }
-        let without: Vec<String> = (replicas.iter())
-            .filter(|(_, replica)| replica.group.damage().is_none())
-            .filter(|(_, replica)| replica.group.status().live_leader().is_none())
-            .map(|(id, _)| id.to_string())
-            .collect();
+        let without: Vec<String> = self.leaderless().iter().map(PartitionId::to_string).collect();
         if !without.is_empty() {
             problems.push(Problem {
                 reason: "PARTITION_WITHOUT_LEADER",
@@ -96,6 +91,16 @@ impl Node {
             });
         }
         problems
+    }
+
+    /// Partitions with a replica here whose live leader this node does not know. A damaged replica hears
+    /// nobody: it is a problem of its own.
+    pub(super) fn leaderless(&self) -> Vec<PartitionId> {
+        (self.replicas().into_iter())
+            .filter(|(_, replica)| replica.group.damage().is_none())
+            .filter(|(_, replica)| replica.group.status().live_leader().is_none())
+            .map(|(id, _)| id)
+            .collect()
     }
 
     /// The cluster, from what this node knows and what the others say of themselves within

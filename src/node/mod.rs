@@ -6,8 +6,8 @@
 //! (`calls`) from its own replicas (`local`) or by passing them on once (`forward`), and answers other
 //! nodes (`peer`). A cluster of one may give itself up to join another (`giving_up`, `taking_in`; `meeting`
 //! looks whether peers are of another cluster). `reconcile` decides what the leader of a group does towards its desired members,
-//! `reconciling` does it; a node that was `removed` finds out. `disk` refuses puts on a low disk, `upkeep` takes checkpoints, `info` tells what
-//! the node is.
+//! `reconciling` does it; a node that was `removed` finds out. `disk` refuses puts on a low disk, `upkeep` takes
+//! checkpoints, `info` tells what the node is, `gauges` shows it to Prometheus.
 
 mod api;
 mod calls;
@@ -16,6 +16,7 @@ mod follow;
 mod formation;
 mod forming;
 mod forward;
+mod gauges;
 mod giving_up;
 mod identity;
 mod info;

@@ -3,10 +3,11 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use prometheus::{IntGauge, Registry};
+use prometheus::{Histogram, HistogramOpts, Registry};
 use tokio::time::Instant;
 
 use super::Node;
+use super::gauges::Gauges;
 use crate::error::{Error, Reason, Result};
 use crate::raft;
 use crate::types::{GroupId, LogKey, PartitionId};
@@ -21,58 +22,27 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
 /// How often the disk and the log are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-struct Gauges {
-    disk_free: IntGauge,
-    disk_total: IntGauge,
-    engine_disk: IntGauge,
-    engine_memory: IntGauge,
-    keys: IntGauge,
-    data_bytes: IntGauge,
-    replicas: IntGauge,
-    leaders: IntGauge,
-    checkpoint_seconds: prometheus::Histogram,
-}
-
-impl Gauges {
-    fn register(registry: &Registry) -> std::result::Result<Gauges, prometheus::Error> {
-        let gauge = |name: &str, help: &str| {
-            let gauge = IntGauge::new(name, help)?;
-            registry.register(Box::new(gauge.clone()))?;
-            Ok::<_, prometheus::Error>(gauge)
-        };
-        let opts = prometheus::HistogramOpts::new(
-            "rushkv_node_checkpoint_seconds",
-            "Time to make the engine durable, so that the log before it can go.",
-        )
-        .buckets(vec![0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0]);
-        let checkpoint_seconds = prometheus::Histogram::with_opts(opts)?;
-        registry.register(Box::new(checkpoint_seconds.clone()))?;
-        Ok(Gauges {
-            disk_free: gauge("rushkv_node_disk_free_bytes", "Free space on the data directory's disk.")?,
-            disk_total: gauge("rushkv_node_disk_total_bytes", "Size of the data directory's disk.")?,
-            engine_disk: gauge("rushkv_engine_disk_bytes", "What the engine takes up on the disk.")?,
-            engine_memory: gauge(
-                "rushkv_engine_memory_bytes",
-                "What the engine says that it takes up in memory: caches and write buffers.",
-            )?,
-            keys: gauge("rushkv_node_keys", "Keys in the replicas of this node.")?,
-            data_bytes: gauge(
-                "rushkv_node_data_bytes",
-                "Bytes of keys and values in the replicas of this node.",
-            )?,
-            replicas: gauge("rushkv_node_replicas", "Partitions that this node holds a replica of.")?,
-            leaders: gauge("rushkv_node_leaders", "Partitions that this node leads.")?,
-            checkpoint_seconds,
-        })
-    }
+/// What this file measures itself.
+///
+/// # Errors
+/// If `registry` has a metric of this name already.
+pub(super) fn register(registry: &Registry) -> prometheus::Result<Histogram> {
+    let opts = HistogramOpts::new(
+        "rushkv_node_checkpoint_seconds",
+        "Time to make the engine durable, so that the log before it can go.",
+    )
+    .buckets(vec![0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0]);
+    let checkpoint_seconds = Histogram::with_opts(opts)?;
+    registry.register(Box::new(checkpoint_seconds.clone()))?;
+    Ok(checkpoint_seconds)
 }
 
 /// Starts the tasks; they end when the node is stopped or dropped.
 pub(super) fn start(node: &Arc<Node>, registry: &Registry) -> Result<()> {
-    let gauges =
-        Gauges::register(registry).map_err(|error| Error::new(Reason::Internal, error.to_string()))?;
-    let checkpoint_seconds = gauges.checkpoint_seconds.clone();
-    look(node, &gauges);
+    let taken = |error: prometheus::Error| Error::new(Reason::Internal, error.to_string());
+    let mut gauges = Gauges::register(registry).map_err(taken)?;
+    let checkpoint_seconds = register(registry).map_err(taken)?;
+    look(node, &mut gauges);
     let tasks = [
         tokio::spawn(look_on(Arc::downgrade(node), gauges)),
         tokio::spawn(look_after(Arc::downgrade(node), checkpoint_seconds)),
@@ -132,19 +102,19 @@ async fn watch_log(node: Weak<Node>, wal: crate::wal::Wal) {
 }
 
 /// Apart from the checkpoints, which can take long just when the disk fills up.
-async fn look_on(node: Weak<Node>, gauges: Gauges) {
+async fn look_on(node: Weak<Node>, mut gauges: Gauges) {
     let mut tick = tokio::time::interval(LOOK_INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
         match node.upgrade() {
-            Some(node) => look(&node, &gauges),
+            Some(node) => look(&node, &mut gauges),
             None => return,
         }
     }
 }
 
-async fn look_after(node: Weak<Node>, checkpoint_seconds: prometheus::Histogram) {
+async fn look_after(node: Weak<Node>, checkpoint_seconds: Histogram) {
     let mut last_checkpoint = Instant::now();
     let mut log_bytes = 0;
     let mut applied = 0;
@@ -173,25 +143,9 @@ async fn look_after(node: Weak<Node>, checkpoint_seconds: prometheus::Histogram)
     }
 }
 
-fn look(node: &Node, gauges: &Gauges) {
+fn look(node: &Node, gauges: &mut Gauges) {
     node.disk.look();
-    gauges.disk_free.set(i64::try_from(node.disk.free_bytes()).unwrap_or(i64::MAX));
-    gauges.disk_total.set(i64::try_from(node.disk.total_bytes()).unwrap_or(i64::MAX));
-    if let Ok(sizes) = node.store.engine().sizes() {
-        gauges.engine_disk.set(i64::try_from(sizes.disk_bytes).unwrap_or(i64::MAX));
-        gauges.engine_memory.set(i64::try_from(sizes.memory_bytes).unwrap_or(i64::MAX));
-    }
-    let (mut keys, mut bytes, mut leaders) = (0, 0, 0);
-    let replicas = node.replicas();
-    for (_, replica) in &replicas {
-        keys += replica.totals.keys();
-        bytes += replica.totals.bytes();
-        leaders += i64::from(replica.group.status().role == crate::raft::Role::Leader);
-    }
-    gauges.keys.set(i64::try_from(keys).unwrap_or(i64::MAX));
-    gauges.data_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
-    gauges.replicas.set(i64::try_from(replicas.len()).unwrap_or(i64::MAX));
-    gauges.leaders.set(leaders);
+    gauges.set(node);
 }
 
 impl Node {

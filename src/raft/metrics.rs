@@ -15,6 +15,7 @@ pub struct Metrics {
     pub(crate) append_conflicts: IntCounter,
     pub(crate) heartbeats_sent: IntCounter,
     pub(crate) appends_received: IntCounter,
+    pub(crate) entries_received: IntCounter,
     pub(crate) heartbeats_received: IntCounter,
     pub(crate) votes_received: IntCounter,
     pub(crate) refused: IntCounter,
@@ -88,6 +89,10 @@ impl Metrics {
             appends_received: counter(
                 "rushkv_raft_appends_received_total",
                 "Appends received from leaders, heartbeats apart.",
+            )?,
+            entries_received: counter(
+                "rushkv_raft_entries_received_total",
+                "Log entries received from leaders; what is sent again counts again.",
             )?,
             heartbeats_received: counter(
                 "rushkv_raft_heartbeats_received_total",

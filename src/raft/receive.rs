@@ -65,6 +65,7 @@ impl<M: Machine> Group<M> {
                     }
                     Class::Append | Class::Snapshot => {
                         self.metrics.appends_received.inc();
+                        self.metrics.entries_received.inc_by(append.entries.len() as u64);
                         room(&self.appends, bytes + APPEND_COST)?
                     }
                 };

@@ -96,9 +96,14 @@ def main():
     files = sorted((REPO / "packaging/dashboards").glob("*.json"))
     with check("there are dashboards", needed=True):
         assert files
-    for file in files:
-        with check(f"{file.name} keeps the rules"):
-            problems = lint(json.loads(file.read_text(encoding="utf-8")), documented)
+    dashboards = {file.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    with check("each has a uid and a title of its own"):
+        for name in ("uid", "title"):
+            if len({dashboard[name] for dashboard in dashboards.values()}) != len(dashboards):
+                raise Failed(f"two of the same {name}")
+    for name, dashboard in dashboards.items():
+        with check(f"{name} keeps the rules"):
+            problems = lint(dashboard, documented)
             if problems:
                 raise Failed("\n".join(problems))
 

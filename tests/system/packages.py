@@ -23,6 +23,7 @@ COMMON = (
         "/usr/share/doc/rushkv/README.md",
         "/usr/share/doc/rushkv/examples/prometheus.yml",
         "/usr/share/doc/rushkv/examples/overview.json",
+        "/usr/share/doc/rushkv/examples/cluster.json",
     ]
 )
 
