@@ -445,7 +445,8 @@ impl Node {
         deadline: Instant,
     ) -> Result<v1::AdmitResponse> {
         let cluster = self.formed()?;
-        let admits = cluster.state.admits_version(version_max);
+        // A program from before the field says nothing, and knows the first.
+        let admits = cluster.state.admits_version(version_max.max(1));
         admits.map_err(|why| Error::new(Reason::ClusterRefused, why))?;
         let member = member(node);
         let command = meta::Command::Join(meta::Join {

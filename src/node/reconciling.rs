@@ -189,7 +189,8 @@ impl Node {
         let asked = state.members.keys().map(|number| async move {
             match *number == me {
                 true => Some(meta::CLUSTER_VERSION),
-                false => Some(self.describe_there(*number, deadline).await.ok()?.cluster_version_max),
+                // A program from before the field says nothing, and knows the first.
+                false => Some(self.describe_there(*number, deadline).await.ok()?.cluster_version_max.max(1)),
             }
         });
         let Some(version) = state.next_version(&join_all(asked).await) else { return };

@@ -60,8 +60,8 @@ def root_copy(name="box"):
     scratch = pathlib.Path(tempfile.mkdtemp(prefix="rushkv-root-", dir="/var/tmp"))
     root = scratch / "root"
     try:
-        for name in ("root", "upper", "work"):
-            (scratch / name).mkdir()
+        for part in ("root", "upper", "work"):
+            (scratch / part).mkdir()
         layers = f"lowerdir={base},upperdir={scratch / 'upper'},workdir={scratch / 'work'}"
         run(["mount", "-t", "overlay", "overlay", "-o", layers, root])
         # Names that must not come from the host.
