@@ -12,6 +12,13 @@ CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rushkv
 CARGO_DEB_VERSION          := 3.8.0
 CARGO_GENERATE_RPM_VERSION := 0.21.1
 
+# The tests that Cargo.toml names need the feature system-tests, and more than the toolchain. With
+# FEATURES=system-tests the others are built with it, too, so that both share one build of the crate.
+SYSTEM_TESTS  := $(shell sed -n '/^\[\[test\]\]/{n;s/^name = "\(.*\)"/\1/p}' Cargo.toml)
+TEST_TARGETS  := --lib --bins --examples $(patsubst tests/%.rs,--test %,\
+	$(filter-out $(SYSTEM_TESTS:%=tests/%.rs),$(sort $(wildcard tests/*.rs))))
+TEST_FEATURES := $(if $(FEATURES),--features $(FEATURES))
+
 BINARIES := rushkv rushkvctl rushkv-cli
 TARGET   := $(or $(CARGO_TARGET_DIR),target)
 PACKAGES := target/packages
@@ -61,12 +68,13 @@ proto: ## write proto/rushkv.pb, the descriptor set that grpcurl -protoset takes
 	@echo "proto/rushkv.pb: grpcurl -plaintext -protoset proto/rushkv.pb localhost:8080 list"
 
 test: ## run the tests that need the toolchain only
-	@status=0; if $(CARGO) nextest --version >/dev/null 2>&1; then \
-		echo "$(CARGO) nextest run --locked"; $(CARGO) nextest run --locked || status=1; \
-		echo "$(CARGO) test --locked --doc"; $(CARGO) test --locked --doc || status=1; \
+	@status=0; say() { echo "$$*"; "$$@" || status=1; }; \
+	if $(CARGO) nextest --version >/dev/null 2>&1; then \
+		say $(CARGO) nextest run --locked $(TEST_FEATURES) $(TEST_TARGETS); \
 	else \
-		echo "$(CARGO) test --locked --no-fail-fast"; $(CARGO) test --locked --no-fail-fast || status=1; \
-	fi; exit $$status
+		say $(CARGO) test --locked --no-fail-fast $(TEST_FEATURES) $(TEST_TARGETS); \
+	fi; \
+	say $(CARGO) test --locked $(TEST_FEATURES) --doc; exit $$status
 
 lint: ## formatting and clippy, warnings denied
 	$(CARGO) fmt --check
