@@ -205,15 +205,28 @@ async fn two_nodes_of_one_name_refuse(engine: Engine) {
     nodes[1] = daemon(&dir, "another", engine).named("node1").env(PEERS, &peers);
     nodes[1].port = port;
     nodes.iter_mut().for_each(Daemon::start);
-    let (one, other) = nodes.split_at_mut(1);
     let why = ["calls itself \"node1\" too", "give each node a node_id of its own"];
-    refuses(&mut one[0], &why);
-    // It may be alone by then, and waits for the one that ended.
-    if !other[0].has_ended() {
-        other[0].stop();
+    // Whichever hears of the other first; that one may be alone by then, and waits.
+    let refused = first_that_ends(&mut nodes).await;
+    refuses(&mut nodes[refused], &why);
+    let other = &mut nodes[1 - refused];
+    match other.has_ended() {
+        true => refuses(other, &why),
+        false => drop(other.stop()),
     }
-    one[0].set(PEERS, None);
-    assert!(!one[0].data_dir.join("IDENTITY").exists() && !other[0].data_dir.join("IDENTITY").exists());
+    assert!(nodes.iter().all(|node| !node.data_dir.join("IDENTITY").exists()));
+}
+
+/// Waits until one of them ended by itself; which.
+async fn first_that_ends(nodes: &mut [Daemon]) -> usize {
+    let started = Instant::now();
+    loop {
+        if let Some(ended) = nodes.iter_mut().position(Daemon::has_ended) {
+            return ended;
+        }
+        assert!(started.elapsed() < WAIT_MAX, "none is refused:\n{}", logs(nodes));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 async fn a_copy_of_a_members_directory_is_refused_and_the_member_goes_on(engine: Engine) {

@@ -9,9 +9,10 @@ mod process;
 
 use std::time::{Duration, Instant};
 
-use cluster::{Cluster, WAIT_MAX, info};
+use cluster::{Cluster, WAIT_MAX, info, put};
 use rushkv::proto::v1::LeaveRequest;
 use rushkv::proto::v1::cluster_client::ClusterClient;
+use rushkv::types::{NodeId, ReplicaId};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_was_removed_hears_of_it() {
@@ -46,3 +47,56 @@ async fn a_node_that_was_removed_hears_of_it() {
     cluster.serve().await;
     cluster.settles(0, &["node1", "node2", "node3"], |replicas| replicas == 8).await;
 }
+
+/// Replicas moved away from a node and come back under new ids, all while it was away: the old one is destroyed
+/// first, so that nothing of it is left to be redone at each start, or copied forward for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_moved_away_and_back_meanwhile_is_destroyed_before_it_comes_again() {
+    let mut cluster = guest_takes_from_node4("sled").await;
+    let excluded = format!("RemoveLearner({:?})", ReplicaId::new(NodeId(4), 1));
+    let started = Instant::now();
+    while !cluster.logs().contains(&excluded) {
+        assert!(started.elapsed() < WAIT_MAX, "nothing moves:\n{}", cluster.logs());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    guest_leaves(&mut cluster).await;
+    let log = cluster.nodes[3].log();
+    assert!(log.contains("its group has excluded this replica"), "nothing had moved away and back:\n{log}");
+    assert_eq!(cluster.nodes[3].stop(), Some(0), "{log}");
+    cluster.nodes[3].start();
+    cluster.nodes[3].serves().await;
+    let log = cluster.nodes[3].log();
+    let opened: Vec<&str> = log.lines().filter(|line| line.contains("engine opened")).collect();
+    assert!(opened[1].contains("clean=false") && opened[2].contains("clean=true"), "{opened:?}\n{log}");
+}
+
+/// The moves that it was to bring are called off in the middle, wherever each of them stands.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_leaves_before_it_has_everything_holds_nothing_up() {
+    let mut cluster = guest_takes_from_node4("fjall").await;
+    guest_leaves(&mut cluster).await;
+}
+
+/// Four nodes, and a fifth that joins while the fourth is away.
+async fn guest_takes_from_node4(engine: &'static str) -> Cluster {
+    let mut cluster = Cluster::start(4, engine).await;
+    cluster.settles(0, &MEMBERS, |replicas| replicas == 6).await;
+    for key in cluster.keys_of_all_partitions().await {
+        put(&cluster.nodes[0].channel(), &key, "v").await.unwrap();
+    }
+    cluster.nodes[3].kill();
+    let mut guest = cluster.daemon(5).env("RUSHKV__PEERS", &cluster.nodes[0].address());
+    guest.start();
+    guest.serves().await;
+    cluster.nodes.push(guest);
+    cluster
+}
+
+async fn guest_leaves(cluster: &mut Cluster) {
+    let mut client = ClusterClient::new(cluster.nodes[0].channel());
+    client.leave(LeaveRequest { node: "node5".into() }).await.unwrap();
+    cluster.nodes[3].start();
+    cluster.settles(0, &MEMBERS, |replicas| replicas == 6).await;
+}
+
+const MEMBERS: [&str; 4] = ["node1", "node2", "node3", "node4"];

@@ -5,14 +5,13 @@ use std::collections::BTreeMap;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::command::{Answer, Command, Form, Join};
-use super::state::{
-    Birth, CLUSTER_VERSION, Holders, Member, MemberState, Partition, Sealed, State, Tombstone,
-};
+use super::partition::{Birth, Holders, Partition};
+use super::state::{CLUSTER_VERSION, Member, MemberState, Sealed, State, Tombstone};
 use crate::codec::{Malformed, Reader, Writer as _};
 use crate::types::{Epoch, GroupId, NodeId, PartitionId, ReplicaId};
 
 /// Version of these encodings; the first byte of each.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 const FORM: u8 = 1;
 const CREATED: u8 = 2;
@@ -24,6 +23,7 @@ const REMOVED: u8 = 7;
 const SET_VERSION: u8 = 8;
 const SEAL: u8 = 9;
 const UNSEAL: u8 = 10;
+const RENEW: u8 = 11;
 
 const DONE: u8 = 0;
 const NUMBER: u8 = 1;
@@ -33,10 +33,10 @@ fn start(what: &'static str, bytes: Bytes) -> Result<Reader, Malformed> {
     let mut input = Reader::new(what, bytes);
     match input.u8()? {
         VERSION => Ok(input),
-        1 => Err(input.error(
-            "version 1 was written before the first release and can't be read any more: start with an empty data \
-             directory",
-        )),
+        old @ ..VERSION => Err(input.error(format!(
+            "version {old} was written before the first release and can't be read any more: start with an empty \
+             data directory"
+        ))),
         other => Err(input.error(format!("version {other} is not known to this program"))),
     }
 }
@@ -85,6 +85,7 @@ pub fn encode_command(command: &Command) -> Bytes {
             out.write_bytes(join.zone.as_bytes());
             out.put_u32_le(join.weight);
             out.write_bytes(join.disk_id.as_bytes());
+            out.put_u32_le(join.version_max);
         }
         Command::Leave(number) => {
             out.put_u8(LEAVE);
@@ -96,6 +97,11 @@ pub fn encode_command(command: &Command) -> Bytes {
             out.put_u64_le(*index);
             put_replicas(&mut out, holders);
         }
+        Command::Renew { partition, replica } => {
+            out.put_u8(RENEW);
+            out.put_u32_le(partition.0);
+            out.put_u64_le(replica.0);
+        }
         Command::Removed(number) => {
             out.put_u8(REMOVED);
             out.put_u32_le(number.0);
@@ -105,9 +111,10 @@ pub fn encode_command(command: &Command) -> Bytes {
             put_sealed(&mut out, target);
         }
         Command::Unseal => out.put_u8(UNSEAL),
-        Command::SetVersion(version) => {
+        Command::SetVersion { version, epoch } => {
             out.put_u8(SET_VERSION);
             out.put_u32_le(*version);
+            out.put_u64_le(epoch.0);
         }
     }
     out.freeze()
@@ -136,6 +143,7 @@ pub(super) fn decode_command(bytes: Bytes) -> Result<Command, Malformed> {
             zone: input.string()?,
             weight: input.u32()?,
             disk_id: input.string()?,
+            version_max: input.u32()?,
         }),
         LEAVE => Command::Leave(NodeId(input.u32()?)),
         MOVED => {
@@ -143,10 +151,13 @@ pub(super) fn decode_command(bytes: Bytes) -> Result<Command, Malformed> {
             let index = input.u64()?;
             Command::Moved { group, index, holders: take_replicas(&mut input)? }
         }
+        RENEW => Command::Renew { partition: PartitionId(input.u32()?), replica: ReplicaId(input.u64()?) },
         REMOVED => Command::Removed(NodeId(input.u32()?)),
         SEAL => Command::Seal(take_sealed(&mut input)?),
         UNSEAL => Command::Unseal,
-        SET_VERSION => Command::SetVersion(cluster_version(&mut input)?),
+        SET_VERSION => {
+            Command::SetVersion { version: cluster_version(&mut input)?, epoch: Epoch(input.u64()?) }
+        }
         other => return Err(input.error(format!("unknown kind {other}"))),
     };
     input.end()?;

@@ -5,8 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::state::{Birth, Holders, Member, MemberState, Partition, Sealed, State, Tombstone};
-use super::{CLUSTER_VERSION, group0_replica};
+use super::group0_replica;
+use super::partition::{Birth, Partition};
+use super::state::{FIRST_VERSION, Member, MemberState, Sealed, State, Tombstone};
 use crate::limits::{MEMBERS_MAX, PARTITIONS_MAX, REPLICAS_MAX, WEIGHT_MAX};
 use crate::placement::{Placement, RoutingTable, place};
 use crate::types::{Epoch, GroupId, NodeId, PartitionId, ReplicaId};
@@ -31,6 +32,8 @@ pub struct Join {
     pub zone: String,
     pub weight: u32,
     pub disk_id: String,
+    /// The newest cluster version that its program knows.
+    pub version_max: u32,
 }
 
 /// A change of the cluster.
@@ -57,15 +60,23 @@ pub enum Command {
         /// Log index of that membership.
         index: u64,
     },
+    /// A node says that it destroyed this replica, though it is wanted (again): another one takes its place.
+    Renew {
+        partition: PartitionId,
+        replica: ReplicaId,
+    },
     /// A leaving member holds nothing any more: see [`State::removable`].
     Removed(NodeId),
     /// A cluster of one gives itself up to join another: nobody can join it any more.
     Seal(Sealed),
     /// It does not after all.
     Unseal,
-    /// Allows the commands and formats of this cluster version. Every member must know it: the
-    /// proposer sees to that.
-    SetVersion(u32),
+    /// Allows the commands and formats of this cluster version. Every member of the cluster at that epoch
+    /// must know it: the proposer sees to that. Refused at a later epoch.
+    SetVersion {
+        version: u32,
+        epoch: Epoch,
+    },
 }
 
 /// What group 0 answers to a command that it accepts.
@@ -94,15 +105,16 @@ impl State {
             Command::Join(join) => return self.join(join).map(Answer::Number),
             Command::Leave(number) => self.leave(number)?,
             Command::Moved { group, holders, index } => self.moved(group, holders, index)?,
-            Command::Removed(number) => self.remove(number)?,
-            Command::Seal(target) => self.seal(target)?,
-            Command::Unseal => self.sealed = None,
-            Command::SetVersion(version) => {
-                if version > self.version {
-                    self.version = version;
+            Command::Renew { partition, replica } => {
+                let known = self.partitions.get_mut(&partition);
+                if known.ok_or(format!("there is no partition {partition}"))?.renew(replica) {
                     self.epoch.0 += 1;
                 }
             }
+            Command::Removed(number) => self.remove(number)?,
+            Command::Seal(target) => self.seal(target)?,
+            Command::Unseal => self.sealed = None,
+            Command::SetVersion { version, epoch } => self.raise_version(version, epoch)?,
         }
         Ok(Answer::Done)
     }
@@ -120,7 +132,7 @@ impl State {
         let count = u32::try_from(form.members.len()).expect("a cluster has at most MEMBERS_MAX members");
         self.cluster_id = form.cluster_id;
         self.cluster_name = form.cluster_name;
-        self.version = CLUSTER_VERSION;
+        self.version = FIRST_VERSION;
         self.replicas = form.replicas;
         self.members = form.members;
         self.next_number = NodeId(count + 1);
@@ -128,20 +140,7 @@ impl State {
         self.group0.replicas = self.members.keys().map(|number| group0_replica(*number)).collect();
         let placement = place(&Placement::new(), &routes, &self.candidates(), self.replicas);
         self.partitions = (routes.routes().iter())
-            .map(|route| {
-                let nodes = placement[&route.partition].iter();
-                let replicas: Vec<ReplicaId> = nodes.clone().map(|node| ReplicaId::new(*node, 1)).collect();
-                let mut partition = Partition {
-                    first: route.first,
-                    birth: Birth::Creating,
-                    birth_replicas: replicas.clone(),
-                    replicas: replicas.clone(),
-                    holders: Holders::default(),
-                    incarnations: nodes.map(|node| (*node, 1)).collect(),
-                };
-                replicas.into_iter().for_each(|replica| partition.holders.add(replica));
-                (route.partition, partition)
-            })
+            .map(|route| (route.partition, Partition::born(route.first, &placement[&route.partition])))
             .collect();
         Ok(())
     }
@@ -162,7 +161,7 @@ impl State {
     }
 
     fn join(&mut self, join: Join) -> Result<NodeId, String> {
-        let Join { name, address, zone, weight, disk_id } = join;
+        let Join { name, address, zone, weight, disk_id, version_max } = join;
         if let Some(target) = &self.sealed {
             return Err(format!(
                 "this cluster gives itself up to join {}: join that one, at {}",
@@ -193,6 +192,8 @@ impl State {
                  member leave first (rushkvctl cluster leave {name}); else choose another node_id"
             ));
         }
+        // The version may have risen since the node was asked.
+        self.admits_version(version_max)?;
         check_weight(weight)?;
         if name.is_empty() || disk_id.is_empty() {
             return Err("a member needs a name and a disk id".into());
@@ -247,20 +248,21 @@ impl State {
         Ok(())
     }
 
-    fn moved(&mut self, group: GroupId, mut replicas: Vec<ReplicaId>, index: u64) -> Result<(), String> {
-        let holders = self.holders_mut(group).ok_or(format!("there is no group {group}"))?;
+    fn moved(&mut self, group: GroupId, replicas: Vec<ReplicaId>, index: u64) -> Result<(), String> {
+        if self.holders(group).is_none() {
+            return Err(format!("there is no group {group}"));
+        }
         if replicas.is_empty() {
             return Err(format!("a report says that nobody is in group {group}"));
         }
-        if index < holders.index {
-            // Delayed, and overtaken by a newer one.
-            return Ok(());
-        }
-        replicas.sort_unstable();
-        replicas.dedup();
-        let changed = holders.replicas != replicas;
-        *holders = Holders { replicas, index };
-        if changed {
+        let is_new = match self.partition_mut(group) {
+            Some(partition) => partition.report(replicas, index),
+            None => {
+                let before = self.group0.replicas.clone();
+                self.group0.report(replicas, index) && self.group0.replicas != before
+            }
+        };
+        if is_new {
             self.epoch.0 += 1;
         }
         Ok(())
@@ -288,27 +290,12 @@ impl State {
         Ok(())
     }
 
-    /// Places all partitions on the members that are active now. Whoever is newly meant to hold one is
-    /// a new replica; whoever is no longer meant to counts as a holder until a report says otherwise.
+    /// Places all partitions on the members that are active now.
     fn place_anew(&mut self) {
         let routes = self.routing().expect("the partitions have divided the hash space since formation");
         let placement = place(&self.placement(), &routes, &self.candidates(), self.replicas);
         for (id, partition) in &mut self.partitions {
-            let before = std::mem::take(&mut partition.replicas);
-            partition.replicas = (placement[id].iter())
-                .map(|node| {
-                    before.iter().copied().find(|replica| replica.node() == *node).unwrap_or_else(|| {
-                        let incarnation = partition.incarnations.entry(*node).or_default();
-                        *incarnation += 1;
-                        ReplicaId::new(*node, *incarnation)
-                    })
-                })
-                .collect();
-            for replica in before {
-                if !partition.replicas.contains(&replica) {
-                    partition.holders.add(replica);
-                }
-            }
+            partition.place(&placement[id]);
         }
         self.epoch.0 += 1;
     }

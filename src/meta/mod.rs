@@ -7,6 +7,7 @@
 mod codec;
 mod command;
 mod machine;
+mod partition;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -15,7 +16,8 @@ mod version;
 pub use codec::{decode_answer, encode_command};
 pub use command::{Answer, Command, Form, Join};
 pub use machine::Machine;
+pub use partition::{Birth, Desired, Holders, Partition};
 pub use state::{
-    Birth, CLUSTER_VERSION, Desired, Holders, Member, MemberState, Partition, Sealed, State, Tombstone,
-    group0_replica, group0_voters, number_members,
+    CLUSTER_VERSION, Member, MemberState, Sealed, State, Tombstone, group0_replica, group0_voters,
+    number_members,
 };

@@ -2,11 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use super::partition::{Desired, Holders, Partition, largest_odd};
 use crate::placement::{Candidate, Placement, Route, RoutingTable};
 use crate::types::{Epoch, GroupId, NodeId, PartitionId, ReplicaId};
 
 /// The newest set of commands and formats that this program knows.
 pub const CLUSTER_VERSION: u32 = 1;
+
+/// What every cluster begins with, whichever programs found it: what the command does must not depend on
+/// the program that applies it. It rises from there.
+pub(super) const FIRST_VERSION: u32 = 1;
 
 /// Most voters of group 0: two may fail, and every change of the cluster waits for three disks.
 const GROUP0_VOTERS_MAX: usize = 5;
@@ -46,96 +51,6 @@ pub struct Sealed {
     pub cluster_id: String,
     /// Its members', host:port.
     pub addresses: Vec<String>,
-}
-
-/// Whether a group has come to life. Only its first birth replica may initialise it, and only while it
-/// is `Creating`: otherwise a replica that lost its log could start the group's history anew.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Birth {
-    Creating,
-    Created,
-}
-
-/// Who is in a group, as its leader last reported; besides, until a report says otherwise, whoever was
-/// meant to be in it since. So nobody who may be in a group is missing here.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Holders {
-    /// Voters and learners, sorted.
-    pub replicas: Vec<ReplicaId>,
-    /// Log index, in that group, of the membership that was reported: an older report changes nothing.
-    pub index: u64,
-}
-
-impl Holders {
-    pub(super) fn add(&mut self, replica: ReplicaId) {
-        if let Err(at) = self.replicas.binary_search(&replica) {
-            self.replicas.insert(at, replica);
-        }
-    }
-
-    fn name(&self, number: NodeId) -> bool {
-        self.replicas.iter().any(|replica| replica.node() == number)
-    }
-}
-
-/// What a group's membership should become.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Desired {
-    /// An odd number of them, the preferred leader first.
-    pub voters: Vec<ReplicaId>,
-    pub learners: Vec<ReplicaId>,
-    /// None where it does not matter who leads.
-    pub preferred_leader: Option<ReplicaId>,
-}
-
-impl Desired {
-    /// The largest odd number of the copies votes, from the front; a further one is a learner.
-    fn of(copies: &[ReplicaId]) -> Desired {
-        let (voters, learners) = copies.split_at(largest_odd(copies.len()));
-        let preferred_leader = voters.first().copied();
-        Desired { voters: voters.to_vec(), learners: learners.to_vec(), preferred_leader }
-    }
-
-    /// Whether the replica should be in the group.
-    pub fn contains(&self, replica: ReplicaId) -> bool {
-        self.voters.contains(&replica) || self.learners.contains(&replica)
-    }
-}
-
-/// An even number of voters tolerates no more failures than one voter less, and waits for one more.
-fn largest_odd(count: usize) -> usize {
-    if count.is_multiple_of(2) { count.saturating_sub(1) } else { count }
-}
-
-/// A range of the hash space, and who should hold it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Partition {
-    /// First hash; the range ends where the next one starts.
-    pub first: u64,
-    pub birth: Birth,
-    /// The replicas it is created with; the first one initialises, with [`Partition::birth_voters`].
-    pub birth_replicas: Vec<ReplicaId>,
-    /// The replicas it should have, the preferred leader first.
-    pub replicas: Vec<ReplicaId>,
-    pub holders: Holders,
-    /// The newest incarnation each node was given here: a replica's id is never used again.
-    pub(super) incarnations: BTreeMap<NodeId, u32>,
-}
-
-impl Partition {
-    /// What its group should become.
-    pub fn desired(&self) -> Desired {
-        Desired::of(&self.replicas)
-    }
-
-    /// With whom its first birth replica initialises it; the rest of the birth replicas are added.
-    pub fn birth_voters(&self) -> Vec<ReplicaId> {
-        Desired::of(&self.birth_replicas).voters
-    }
-
-    fn names(&self, number: NodeId) -> bool {
-        self.holders.name(number) || self.replicas.iter().any(|replica| replica.node() == number)
-    }
 }
 
 /// All that group 0 knows.
@@ -238,6 +153,7 @@ impl State {
             learners: learners.collect(),
             voters: voters.iter().copied().map(group0_replica).collect(),
             preferred_leader: None,
+            is_renewed: false,
         })
     }
 
@@ -258,11 +174,9 @@ impl State {
         self.partitions.get(&partition_of(group)?).map(|partition| &partition.holders)
     }
 
-    pub(super) fn holders_mut(&mut self, group: GroupId) -> Option<&mut Holders> {
-        if group == GroupId::META {
-            return Some(&mut self.group0);
-        }
-        self.partitions.get_mut(&partition_of(group)?).map(|partition| &mut partition.holders)
+    /// The partition that a group replicates.
+    pub(super) fn partition_mut(&mut self, group: GroupId) -> Option<&mut Partition> {
+        self.partitions.get_mut(&partition_of(group)?)
     }
 
     /// The leaving members that nothing names any more: group 0's leader proposes

@@ -39,7 +39,7 @@ fn formed(names: &[&str]) -> State {
 
 fn join(name: &str) -> Join {
     let Member { name, address, zone, weight, disk_id, .. } = member(name);
-    Join { name, address, zone, weight, disk_id }
+    Join { name, address, zone, weight, disk_id, version_max: CLUSTER_VERSION }
 }
 
 /// Applied twice, a command answers the same and changes nothing the second time.
@@ -193,6 +193,31 @@ fn a_node_joins_with_a_number_of_its_own() {
 }
 
 #[test]
+fn who_may_still_be_in_a_group_comes_back_as_it_is() {
+    let mut partition = Partition::born(0, &[1, 2, 3].map(NodeId));
+    let moved_away = |partition: &mut Partition| partition.place(&[1, 2, 4].map(NodeId));
+    moved_away(&mut partition);
+    partition.place(&[3, 1, 2].map(NodeId));
+    assert_eq!(partition.replicas, [replica(3, 1), replica(1, 1), replica(2, 1)]);
+    assert_eq!(partition.holders.replicas, [1, 2, 3, 4].map(|node| replica(node, 1)));
+    // Its leader excluded it before it heard of that: it may be destroyed by now.
+    assert!(partition.report([1, 2, 4].map(|node| replica(node, 1)).into(), 9));
+    assert_eq!(partition.replicas, [replica(3, 2), replica(1, 1), replica(2, 1)]);
+    assert!(!partition.report(vec![replica(1, 1)], 8), "an older report");
+    assert!(!partition.report(partition.holders.replicas.clone(), 9));
+    assert_eq!(partition.replicas[0], replica(3, 2));
+    // Group 0 knows that it is not in it.
+    moved_away(&mut partition);
+    assert!(partition.report([1, 2, 4].map(|node| replica(node, 1)).into(), 10));
+    partition.place(&[1, 2, 3].map(NodeId));
+    assert_eq!(partition.replicas[2], replica(3, 3));
+    // Its node has destroyed it meanwhile.
+    assert!(partition.renew(replica(3, 3)) && !partition.renew(replica(3, 3)));
+    assert_eq!(partition.replicas[2], replica(3, 4));
+    assert!(partition.holders.replicas.contains(&replica(3, 3)), "its group may know it");
+}
+
+#[test]
 fn a_node_leaves_in_order() {
     let mut state = formed(&["a", "b", "c", "d"]);
     settle(&mut state);
@@ -275,10 +300,17 @@ fn reports_are_taken_in_order() {
 #[test]
 fn versions_only_grow() {
     let mut state = formed(&["a"]);
-    apply(&mut state, Command::SetVersion(3)).unwrap();
-    apply(&mut state, Command::SetVersion(2)).unwrap();
+    assert_eq!(state.version, 1, "of whichever program founds it");
+    let raise = |state: &State, version| Command::SetVersion { version, epoch: state.epoch };
+    let asked_before = raise(&state, 4);
+    let command = raise(&state, 3);
+    apply(&mut state, command).unwrap();
+    refused(&mut state, asked_before, "ask its members again");
+    let command = raise(&state, 2);
+    apply(&mut state, command).unwrap();
     assert_eq!(state.version, 3);
-    let newer = decode_command(encode_command(&Command::SetVersion(CLUSTER_VERSION + 1))).unwrap_err();
+    refused(&mut state, Command::Join(join("b")), "install a newer one");
+    let newer = decode_command(encode_command(&raise(&state, CLUSTER_VERSION + 1))).unwrap_err();
     assert!(newer.to_string().contains("newer than this program"), "{newer}");
     let newer = decode_state(encode_state(&state, 1)).unwrap_err();
     assert!(newer.to_string().contains("newer than this program"), "{newer}");
@@ -296,8 +328,9 @@ fn commands_and_answers_survive() {
         Command::Join(join("d")),
         Command::Leave(NodeId(4)),
         Command::Moved { group: GroupId(3), holders, index: 77 },
+        Command::Renew { partition: PartitionId(3), replica: replica(4, 2) },
         Command::Removed(NodeId(4)),
-        Command::SetVersion(1),
+        Command::SetVersion { version: 1, epoch: Epoch(7) },
         Command::Seal(Sealed { cluster_id: "t".into(), addresses: vec!["t:1".into(), String::new()] }),
         Command::Unseal,
     ] {
@@ -318,9 +351,9 @@ fn what_was_never_released_is_refused_clearly() {
     };
     let old = decode_state(sealed(vec![1; 60])).unwrap_err();
     assert!(old.to_string().contains("start with an empty data directory"), "{old}");
-    let future = decode_state(sealed(vec![3; 60])).unwrap_err();
+    let future = decode_state(sealed(vec![4; 60])).unwrap_err();
     assert!(future.to_string().contains("not known to this program"), "{future}");
-    let unknown = decode_command(Bytes::from_static(&[2, 99])).unwrap_err();
+    let unknown = decode_command(Bytes::from_static(&[3, 99])).unwrap_err();
     assert!(unknown.to_string().contains("unknown kind 99"), "{unknown}");
 }
 
@@ -388,7 +421,9 @@ proptest! {
                 let desired: BTreeSet<ReplicaId> = partition.replicas.iter().copied().collect();
                 let (ever, now) = (ever.entry(*id).or_default(), now.entry(*id).or_default());
                 for replica in desired.difference(now) {
-                    prop_assert!(ever.insert(*replica), "{replica} of {id} is used again");
+                    // Unless it may have been in the group all the time.
+                    let held = before.partitions[id].holders.replicas.contains(replica);
+                    prop_assert!(ever.insert(*replica) || held, "{replica} of {id} is used again");
                 }
                 for gone in now.difference(&desired) {
                     prop_assert!(partition.holders.replicas.contains(gone), "{gone} may still be in {id}");

@@ -3,6 +3,7 @@
 
 use super::command::Command;
 use super::state::State;
+use crate::types::Epoch;
 
 impl Command {
     /// The cluster version from which on the command may be proposed: an older member that met it in its log
@@ -15,16 +16,17 @@ impl Command {
             | Command::Join(_)
             | Command::Leave(_)
             | Command::Moved { .. }
+            | Command::Renew { .. }
             | Command::Removed(_)
             | Command::Seal(_)
             | Command::Unseal
-            | Command::SetVersion(_) => 1,
+            | Command::SetVersion { .. } => 1,
         }
     }
 }
 
 impl State {
-    /// Whether the command may be proposed here; why not, else. The founding brings its version itself.
+    /// Whether the command may be proposed here; why not, else. Before the founding, the state itself refuses.
     pub fn allows(&self, command: &Command) -> Result<(), String> {
         let needed = command.needed_version();
         if !self.is_formed() || needed <= self.version {
@@ -38,7 +40,7 @@ impl State {
     }
 
     /// Whether a node that knows versions up to `known` can be a member; why not, else.
-    pub fn admits_version(&self, known: u32) -> Result<(), String> {
+    pub(super) fn admits_version(&self, known: u32) -> Result<(), String> {
         match known >= self.version {
             true => Ok(()),
             false => Err(format!(
@@ -46,6 +48,22 @@ impl State {
                 self.version
             )),
         }
+    }
+
+    /// Members that were not asked may have come in since `epoch`.
+    pub(super) fn raise_version(&mut self, version: u32, epoch: Epoch) -> Result<(), String> {
+        if version <= self.version {
+            return Ok(());
+        }
+        if epoch != self.epoch {
+            return Err(format!(
+                "the cluster is at epoch {}, no longer at {epoch}: ask its members again",
+                self.epoch
+            ));
+        }
+        self.version = version;
+        self.epoch.0 += 1;
+        Ok(())
     }
 
     /// The version that the cluster can take now, if it is a newer one: the newest that every member knows.

@@ -18,10 +18,10 @@ use crate::raft::Carrier;
 use crate::types::{LogKey, NodeId, PartitionId, ReplicaId};
 use crate::{kv, meta};
 
-/// Births that could not be told to group 0 are told again this much later.
+/// What could not be told to group 0 is told again this much later.
 const AGAIN: Duration = Duration::from_millis(200);
 
-/// For one attempt to tell group 0 of a birth.
+/// For one attempt to tell group 0 of something.
 const TOLD_WITHIN: Duration = Duration::from_secs(5);
 
 /// Takes up what group 0 said last, as far as this node has applied it.
@@ -49,7 +49,8 @@ pub(super) async fn run(node: Weak<Node>) {
             strong.fail(error.to_string());
             return;
         }
-        let more = strong.tell_births().await;
+        // Both, each time.
+        let more = strong.tell_births().await | strong.tell_destroyed().await;
         drop(strong);
         let changed = async {
             tokio::select! {
@@ -83,6 +84,7 @@ impl Node {
         }
         self.transport.set_peers(addresses);
         let routing = state.routing().map_err(refused)?;
+        self.open_forgotten(state, me).await?;
         let present = self.replicas().into_iter().map(|(id, replica)| (id, replica.group.key().replica));
         let present: BTreeSet<(PartitionId, ReplicaId)> = present.collect();
         for open in reconcile::replicas_to_open(state, me, &present, &self.tombstones()?) {
@@ -91,7 +93,6 @@ impl Node {
                 self.open_replica(state, open).await?;
             }
         }
-        self.open_forgotten(state, me).await?;
         let first = self.cluster().is_none();
         if first {
             self.warn_of_ignored_settings(state);
@@ -101,8 +102,8 @@ impl Node {
     }
 
     /// Opens replicas that are here though nothing names them any more: their group excluded them while this
-    /// node was away. Opened, they are looked at and destroyed like any other; left alone, their logs would be
-    /// copied forward for ever.
+    /// node was away. Opened, they are looked at and destroyed like any other, before a newer one takes their
+    /// place; left alone, their logs would be copied forward for ever.
     async fn open_forgotten(self: &Arc<Node>, state: &meta::State, me: NodeId) -> Result<()> {
         for key in self.store.unopened() {
             let Some(partition) = key.group.0.checked_sub(1).map(PartitionId) else { continue };
@@ -187,6 +188,25 @@ impl Node {
             if let Err(error) = self.change(&command, Instant::now() + TOLD_WITHIN).await {
                 tracing::debug!(%error, partition = %id, "group 0 was not told of a birth; it is told again");
                 more = true;
+            }
+        }
+        more
+    }
+
+    /// Tells group 0 of replicas that it wants here, and that were destroyed here before it did; true: it could
+    /// not be told of some.
+    async fn tell_destroyed(&self) -> bool {
+        let (Some(cluster), Some(seat)) = (self.cluster(), self.seat()) else { return false };
+        let Ok(tombstones) = self.tombstones() else { return true };
+        let mut more = false;
+        for (partition, replica) in reconcile::replicas_to_renew(&cluster.state, seat.number(), &tombstones) {
+            let command = meta::Command::Renew { partition, replica };
+            match self.change(&command, Instant::now() + TOLD_WITHIN).await {
+                Ok(_) => tracing::info!(%partition, %replica, "a destroyed replica is replaced by a new one"),
+                Err(error) => {
+                    tracing::debug!(%error, %partition, %replica, "group 0 was not told that it was destroyed");
+                    more = true;
+                }
             }
         }
         more

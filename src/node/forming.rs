@@ -446,8 +446,7 @@ impl Node {
     ) -> Result<v1::AdmitResponse> {
         let cluster = self.formed()?;
         // A program from before the field says nothing, and knows the first.
-        let admits = cluster.state.admits_version(version_max.max(1));
-        admits.map_err(|why| Error::new(Reason::ClusterRefused, why))?;
+        let version_max = version_max.max(1);
         let member = member(node);
         let command = meta::Command::Join(meta::Join {
             name: member.name,
@@ -455,6 +454,7 @@ impl Node {
             zone: member.zone,
             weight: member.weight,
             disk_id: member.disk_id,
+            version_max,
         });
         let meta::Answer::Number(number) = self.change(&command, deadline).await? else {
             return Err(Error::new(Reason::Internal, "group 0 gave the joining node no number"));

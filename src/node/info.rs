@@ -143,6 +143,7 @@ impl Node {
                 let mut info = said.remove(number).unwrap_or_else(|| known_of(*number, member));
                 info.is_group0_leader = leader.as_deref() == Some(&member.name);
                 info.group0_role = role_in(&group0, *number);
+                info.is_leaving = member.state == meta::MemberState::Leaving;
                 info
             })
             .collect();

@@ -21,7 +21,7 @@ use crate::error::{Error, Reason, Result};
 use crate::proto::v1::{Founding, Joining};
 use crate::storage::{self, DataDir};
 use crate::transport::{self, Transport};
-use crate::types::NodeId;
+use crate::types::{GroupId, NodeId};
 use crate::{raft, wal};
 
 /// The number of a node that founds a cluster alone.
@@ -151,7 +151,8 @@ impl Node {
         // start must redo it again, and must not trust what the engine says of itself.
         let seat = self.seat();
         let replicas = self.replicas();
-        let recovered = self.store.unopened().is_empty()
+        // An unopened replica of group 0 is of a founding that came to nothing: nothing reads it any more.
+        let recovered = self.store.unopened().iter().all(|key| key.group == GroupId::META)
             && seat.as_ref().is_none_or(|seat| seat.meta.is_recovered())
             && replicas.iter().all(|(_, replica)| replica.group.is_recovered());
         let whole = recovered || !self.store.is_redo();

@@ -81,13 +81,24 @@ pub fn decide(desired: &Desired, observed: &Observed) -> Step {
         return Step::Nothing;
     }
     let wanted = || desired.voters.iter().chain(&desired.learners).copied();
+    let report = || {
+        let holders = members.iter().copied().collect();
+        Step::Report { holders, index: observed.membership_index }
+    };
     if let Some(missing) = wanted().find(|replica| !members.contains(replica)) {
-        return Step::AddLearner(missing);
+        // Who was in the group does not come back: group 0 draws another one when it hears of it.
+        let was_excluded = desired.is_renewed && observed.reported_holders.contains(&missing);
+        return if was_excluded { report() } else { Step::AddLearner(missing) };
     }
     // All additions are reported at once; group 0 counts whoever was to be added as a holder anyway.
     if !members.iter().eq(&observed.reported_holders) {
-        let holders = members.into_iter().collect();
-        return Step::Report { holders, index: observed.membership_index };
+        return report();
+    }
+    let is_in_the_way = |replica: &ReplicaId| {
+        !desired.contains(*replica) && wanted().any(|wanted| wanted.node() == replica.node())
+    };
+    if let Some(older) = members.iter().copied().find(is_in_the_way) {
+        return give_way(older, observed, &voters);
     }
     if !voters.iter().eq(&desired.voters.iter().copied().collect::<BTreeSet<_>>()) {
         return change_voters(desired, observed, &voters);
@@ -119,6 +130,22 @@ fn flatten(desired: &Desired, observed: &Observed, newer: &BTreeSet<ReplicaId>) 
     let preferred = desired.preferred_leader.filter(|replica| newer.contains(replica));
     let mut successors = preferred.into_iter().chain(newer.iter().copied());
     successors.find(|replica| observed.is_complete(*replica)).map_or(Step::Nothing, Step::TransferLeader)
+}
+
+/// A node holds one replica of a partition at a time: the older one goes, before the newer one can have
+/// anything.
+fn give_way(older: ReplicaId, observed: &Observed, voters: &BTreeSet<ReplicaId>) -> Step {
+    if !voters.contains(&older) {
+        return Step::RemoveLearner(older);
+    }
+    let rest: Vec<ReplicaId> = voters.iter().copied().filter(|voter| *voter != older).collect();
+    if rest.is_empty() || !rest.iter().all(|voter| observed.is_complete(*voter)) {
+        return Step::Nothing;
+    }
+    match older == observed.here {
+        true => Step::TransferLeader(rest[0]),
+        false => Step::ChangeVoters(rest),
+    }
 }
 
 /// Everybody who should vote is in the group, and somebody else votes or one of them does not.
@@ -173,6 +200,19 @@ pub fn replicas_to_open(
         }
     }
     open
+}
+
+/// The replicas that are wanted on this node, and were destroyed here before that was known: group 0 has to
+/// draw others for them.
+pub fn replicas_to_renew(
+    state: &meta::State,
+    me: NodeId,
+    tombstones: &BTreeSet<(PartitionId, ReplicaId)>,
+) -> Vec<(PartitionId, ReplicaId)> {
+    let wanted = state.partitions.iter().flat_map(|(id, partition)| {
+        partition.replicas.iter().filter(|replica| replica.node() == me).map(|replica| (*id, *replica))
+    });
+    wanted.filter(|wanted| tombstones.contains(wanted)).collect()
 }
 
 /// A replica that exists on this node, and what is known of its place in its group.

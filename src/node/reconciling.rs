@@ -154,7 +154,10 @@ impl Memory {
         }
         self.asked.insert(key, Instant::now());
         let partition = state.partitions.get(&PartitionId(key.group.0.checked_sub(1)?))?;
-        for replica in partition.replicas.iter().filter(|replica| replica.node() != key.replica.node()) {
+        // It may be led by one that is to leave it.
+        let known: BTreeSet<ReplicaId> =
+            partition.replicas.iter().chain(&partition.holders.replicas).copied().collect();
+        for replica in known.into_iter().filter(|replica| replica.node() != key.replica.node()) {
             // Each its own: one that hangs must not take the others' time.
             let deadline = Instant::now() + ASK_WITHIN;
             if let Ok(members) = node.membership_there(replica.node(), key.group, deadline).await {
@@ -194,7 +197,8 @@ impl Node {
             }
         });
         let Some(version) = state.next_version(&join_all(asked).await) else { return };
-        match self.change(&meta::Command::SetVersion(version), Instant::now() + STEP_WITHIN).await {
+        let raise = meta::Command::SetVersion { version, epoch: state.epoch };
+        match self.change(&raise, Instant::now() + STEP_WITHIN).await {
             Ok(_) => {
                 tracing::info!(version, "every member knows this cluster version: it is used from now on")
             }

@@ -170,6 +170,10 @@ impl<M: Machine> Group<M> {
         // What is under way is answered first: once another one leads, this replica learns only by and by that
         // it is committed. If that takes long, it is not waited for.
         let quiet = timeout_at(deadline.min(Instant::now() + QUIET_WITHIN), self.under_way.write()).await;
+        let status = self.status();
+        if status.role != Role::Leader {
+            return Err(MembershipError::NotLeader { leader: status.leader });
+        }
         let mut changes = self.changes();
         let deadline = deadline.min(Instant::now() + TRANSFER_WITHIN);
         let stopped = |error: &dyn std::fmt::Display| MembershipError::Unknown(error.to_string());

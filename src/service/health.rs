@@ -1,7 +1,8 @@
 //! `grpc.health.v1`: SERVING while the node has no problem, NOT_SERVING otherwise and while stopping.
 //!
-//! A Check is answered from the node as it is now, so that it says what `/readyz` and the service manager's
-//! READY say; a Watch hears of a change within [`INTERVAL`].
+//! A Check is answered from the node as it is now, so that it says what `/readyz` says; a Watch hears of a
+//! change within [`INTERVAL`]. The service manager's READY can come before: some problems, a low disk for
+//! one, do not keep a node from starting.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +31,8 @@ pub(super) struct Health<N> {
 /// What was told last.
 enum Told {
     Status(ServingStatus),
+    /// Perhaps one service's status and not yet another's.
+    Unfinished,
     /// The server stops: whatever the node is, it does not serve any more.
     Stopping,
 }
@@ -71,12 +74,15 @@ impl<N: Backend> Health<N> {
             true => ServingStatus::Serving,
             false => ServingStatus::NotServing,
         };
-        if let Told::Status(last) = *told
-            && last != now
-        {
-            set(&self.reporter, now).await;
-            *told = Told::Status(now);
+        match *told {
+            Told::Stopping => return,
+            Told::Status(last) if last == now => return,
+            _ => {}
         }
+        // A caller that goes away in the middle leaves the rest to the next one.
+        *told = Told::Unfinished;
+        set(&self.reporter, now).await;
+        *told = Told::Status(now);
     }
 }
 

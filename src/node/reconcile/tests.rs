@@ -14,7 +14,8 @@ fn rs(nodes: &[u32]) -> Vec<ReplicaId> {
 }
 
 fn desired(voters: &[u32], learners: &[u32]) -> Desired {
-    Desired { voters: rs(voters), learners: rs(learners), preferred_leader: voters.first().copied().map(r) }
+    let preferred_leader = voters.first().copied().map(r);
+    Desired { voters: rs(voters), learners: rs(learners), preferred_leader, is_renewed: true }
 }
 
 /// Led by the first voter, committed, reported, and everybody has everything.
@@ -148,6 +149,8 @@ fn a_node_opens_what_names_it_and_never_twice() {
     let left = replicas_to_open(&state, NodeId(2), &have, &none);
     assert_eq!(left, open[1..]);
     assert_eq!(replicas_to_open(&state, NodeId(2), &none, &have), open[1..]);
+    assert_eq!(replicas_to_renew(&state, NodeId(2), &have), [(open[0].partition, open[0].replica)]);
+    assert_eq!(replicas_to_renew(&state, NodeId(1), &have), []);
     assert_eq!(replicas_to_open(&state, NodeId(9), &none, &none), []);
     for id in 0..4 {
         state.apply(Command::Created(PartitionId(id))).unwrap();
@@ -180,8 +183,8 @@ fn a_node_closes_only_what_its_group_excludes() {
     assert!(!closes(&state, it(None, true, None)), "never from metadata alone");
     assert!(!closes(&state, it(Some(&[1, 2, 3]), true, Some(&[1, 2, 3]))));
     assert!(!closes(&state, it(Some(&[]), true, Some(&[]))), "nothing is known");
-    let join =
-        Join { name: "d".into(), address: "d:1".into(), zone: String::new(), weight: 1, disk_id: "d".into() };
+    let [name, address, disk_id] = ["d", "d:1", "d"].map(String::from);
+    let join = Join { name, address, zone: String::new(), weight: 1, disk_id, version_max: 1 };
     state.apply(Command::Join(join)).unwrap();
     let newcomer = Present { replica: r(4), ..it(None, false, Some(&[1, 2, 3])) };
     assert!(!closes(&state, newcomer), "not added yet");
@@ -209,60 +212,62 @@ struct Model {
     commit: u64,
     leader: Option<ReplicaId>,
     down: BTreeSet<NodeId>,
-    holders: Vec<ReplicaId>,
-    holders_index: u64,
-    desired: Desired,
-    /// Decided and not carried out yet; with the membership it was decided for.
-    pending: Vec<(Step, u64)>,
-    /// Of each node the last incarnation.
-    incarnations: BTreeMap<u32, u32>,
+    /// What group 0 says.
+    partition: meta::Partition,
+    /// Decided and not carried out yet; with who decided it, and for which membership.
+    pending: Vec<(Step, ReplicaId, u64)>,
+    /// Those that are there: one of each node at a time.
+    open: BTreeSet<ReplicaId>,
+    destroyed: BTreeSet<ReplicaId>,
 }
 
 impl Model {
     fn new(nodes: &[u32]) -> Model {
+        let partition = meta::Partition::born(0, &nodes.iter().copied().map(NodeId).collect::<Vec<_>>());
+        let voters: BTreeSet<ReplicaId> = partition.birth_voters().into_iter().collect();
+        let members = voters.clone();
         let mut model = Model {
-            history: Vec::new(),
-            logs: BTreeMap::new(),
+            history: vec![Membership { voters: vec![voters], members: members.clone(), index: 1 }],
+            logs: members.iter().map(|replica| (*replica, 1)).collect(),
             commit: 1,
-            leader: None,
+            leader: members.first().copied(),
             down: BTreeSet::new(),
-            holders: Vec::new(),
-            holders_index: 0,
-            desired: Desired::default(),
+            partition,
             pending: Vec::new(),
-            incarnations: BTreeMap::new(),
+            open: BTreeSet::new(),
+            destroyed: BTreeSet::new(),
         };
-        model.want(nodes);
-        let wanted = model.desired.clone();
-        let members: BTreeSet<ReplicaId> = wanted.voters.iter().chain(&wanted.learners).copied().collect();
-        model.logs = members.iter().map(|replica| (*replica, 1)).collect();
-        model.holders = members.iter().copied().collect();
-        model.leader = Some(wanted.voters[0]);
-        let voters = vec![wanted.voters.iter().copied().collect()];
-        model.history.push(Membership { voters, members, index: 1 });
+        model.tend();
         model
     }
 
-    /// As group 0 does: who stays keeps its id, who comes (again) gets a new one.
     fn want(&mut self, nodes: &[u32]) {
-        let before: Vec<ReplicaId> =
-            self.desired.voters.iter().chain(&self.desired.learners).copied().collect();
-        let mut copies = Vec::new();
-        for node in nodes {
-            let kept = before.iter().find(|replica| replica.node().0 == *node);
-            copies.push(kept.copied().unwrap_or_else(|| {
-                let incarnation = self.incarnations.entry(*node).or_default();
-                *incarnation += 1;
-                ReplicaId::new(NodeId(*node), *incarnation)
-            }));
+        self.partition.place(&nodes.iter().copied().map(NodeId).collect::<Vec<_>>());
+    }
+
+    /// Every node destroys what its group excludes and nobody wants, and opens what is wanted or may be in
+    /// the group, as soon as there is nothing older.
+    fn tend(&mut self) {
+        let membership = self.membership().clone();
+        let wanted: BTreeSet<ReplicaId> = self.partition.replicas.iter().copied().collect();
+        if self.commit >= membership.index {
+            let gone = |it: &ReplicaId| !membership.members.contains(it) && !wanted.contains(it);
+            let gone: Vec<ReplicaId> =
+                self.open.iter().copied().filter(|it| gone(it) && self.up(*it)).collect();
+            for replica in gone {
+                self.open.remove(&replica);
+                self.logs.remove(&replica);
+                self.destroyed.insert(replica);
+            }
         }
-        let odd = (copies.len() - 1) / 2 * 2 + 1;
-        let learners = copies.split_off(odd);
-        self.desired = Desired { preferred_leader: copies.first().copied(), voters: copies, learners };
-        for gone in before {
-            if !self.desired.contains(gone) && !self.holders.contains(&gone) {
-                self.holders.push(gone);
-                self.holders.sort();
+        for replica in wanted.intersection(&self.destroyed) {
+            self.partition.renew(*replica);
+        }
+        let wanted = self.partition.replicas.clone();
+        for replica in wanted.iter().chain(&self.partition.holders.replicas) {
+            let has_place = self.open.iter().all(|other| other.node() != replica.node());
+            if has_place && self.up(*replica) && !self.destroyed.contains(replica) {
+                self.open.insert(*replica);
             }
         }
     }
@@ -291,7 +296,7 @@ impl Model {
         let Some(leader) = self.leader else { return };
         let last = self.logs[&leader];
         for replica in self.membership().members.clone() {
-            if self.up(replica) && reaches(replica) {
+            if self.up(replica) && self.open.contains(&replica) && reaches(replica) {
                 self.logs.insert(replica, last);
             }
         }
@@ -311,8 +316,10 @@ impl Model {
         let Some(&log) = self.logs.get(&candidate) else { return };
         let known = self.history.iter().filter(|membership| membership.index <= log).count();
         let Some(membership) = known.checked_sub(1).map(|at| self.history[at].clone()) else { return };
+        let has_no_more = |replica| self.logs.get(&replica).copied().unwrap_or(0) <= log;
+        // One that is destroyed does not vote.
         let votes =
-            |replica: ReplicaId| self.up(replica) && self.logs.get(&replica).copied().unwrap_or(0) <= log;
+            |replica: ReplicaId| self.up(replica) && self.open.contains(&replica) && has_no_more(replica);
         let may = membership.voters.iter().any(|set| set.contains(&candidate)) && self.up(candidate);
         if !may || !Self::quorum(&membership, votes) {
             return;
@@ -340,22 +347,23 @@ impl Model {
                 .map(|(replica, log)| (*replica, *log))
                 .collect(),
             commit_index: self.commit,
-            reported_holders: self.holders.clone(),
+            reported_holders: self.partition.holders.replicas.clone(),
         })
     }
 
     fn think(&mut self) {
         let Some(observed) = self.observe() else { return };
-        let step = decide(&self.desired, &observed);
+        let step = decide(&self.partition.desired(), &observed);
         self.judge(&step);
         if step != Step::Nothing {
-            self.pending.push((step, observed.membership_index));
+            self.pending.push((step, observed.here, observed.membership_index));
         }
     }
 
     /// No step may take a copy away while one that is wanted is not complete, or let somebody vote or
     /// lead who has not everything.
     fn judge(&self, step: &Step) {
+        let desired = self.partition.desired();
         let complete =
             |replica: &ReplicaId| self.up(*replica) && self.logs.get(replica) >= Some(&self.commit);
         match step {
@@ -363,9 +371,13 @@ impl Model {
                 let rest = self.membership().members.iter().filter(|replica| *replica != gone);
                 let nodes: BTreeSet<NodeId> =
                     rest.filter(|r| complete(r)).map(|replica| replica.node()).collect();
-                let bound = self.desired.voters.len() + self.desired.learners.len();
-                assert!(nodes.len() >= bound, "{gone} is removed and {} copies stay of {bound}", nodes.len());
-                assert!(!self.desired.contains(*gone) && Some(*gone) != self.leader);
+                let bound = desired.voters.len() + desired.learners.len();
+                // Who is in the way of a newer one on its node is no voter; the voters stay.
+                let is_in_the_way = self.partition.replicas.iter().any(|wanted| wanted.node() == gone.node());
+                let count = nodes.len();
+                assert!(is_in_the_way || count >= bound, "{gone} is removed, {count} copies of {bound} stay");
+                assert!(self.membership().voters.iter().all(|set| !set.contains(gone)));
+                assert!(!desired.contains(*gone) && Some(*gone) != self.leader);
             }
             Step::ChangeVoters(voters) => {
                 assert!(voters.iter().all(complete));
@@ -374,7 +386,7 @@ impl Model {
             Step::TransferLeader(to) => {
                 let sets = &self.membership().voters;
                 assert!(complete(to) && sets.last().unwrap().contains(to));
-                assert!(sets.len() > 1 || self.desired.voters.contains(to));
+                assert!(sets.len() > 1 || desired.voters.contains(to));
             }
             Step::Flatten => {
                 let newer = self.membership().voters.last().unwrap();
@@ -384,16 +396,14 @@ impl Model {
         }
     }
 
-    fn carry_out(&mut self, (step, for_index): (Step, u64)) {
+    fn carry_out(&mut self, (step, by, for_index): (Step, ReplicaId, u64)) {
         if let Step::Report { holders, index } = step {
-            if index >= self.holders_index {
-                (self.holders, self.holders_index) = (holders, index);
-            }
+            self.partition.report(holders, index);
             return;
         }
         let now = self.membership().clone();
         let Some(leader) = self.leader else { return };
-        if now.index != for_index || self.commit < now.index || !self.up(leader) {
+        if leader != by || now.index != for_index || self.commit < now.index || !self.up(leader) {
             return;
         }
         let (mut voters, mut members) = (vec![now.voters.last().unwrap().clone()], now.members.clone());
@@ -490,12 +500,16 @@ impl Model {
             }
             Event::Restart(node) => drop(self.down.remove(&NodeId(node))),
         }
+        self.tend();
     }
 
     /// Everybody is up and every step succeeds: how many rounds until nothing is left to do.
     fn settle(&mut self) -> Option<usize> {
         self.down.clear();
+        // A node may have to open a replica yet.
+        let mut quiet = 0;
         for round in 0..100 {
+            self.tend();
             if self.leader.is_none() {
                 let longest = self.logs.keys().copied().max_by_key(|replica| self.logs[replica]);
                 let candidates: Vec<ReplicaId> =
@@ -510,11 +524,13 @@ impl Model {
             for step in std::mem::take(&mut self.pending) {
                 self.carry_out(step);
             }
+            self.tend();
             self.replicate(|_| true);
             self.think();
             let observed = self.observe();
             let committed = observed.is_some_and(|observed| observed.membership_committed);
-            if self.pending.is_empty() && committed {
+            quiet = if self.pending.is_empty() && committed { quiet + 1 } else { 0 };
+            if quiet == 2 {
                 return Some(round);
             }
         }
@@ -537,13 +553,13 @@ proptest! {
         }
         model.want(&end);
         let rounds = model.settle();
-        let wanted = &model.desired;
+        let wanted = model.partition.desired();
         prop_assert!(rounds.is_some(), "{model:?}");
         let voters: BTreeSet<ReplicaId> = wanted.voters.iter().copied().collect();
         let members: BTreeSet<ReplicaId> = voters.iter().chain(&wanted.learners).copied().collect();
         prop_assert_eq!(&model.membership().voters, &vec![voters]);
         prop_assert_eq!(&model.membership().members, &members);
         prop_assert_eq!(model.leader, wanted.preferred_leader);
-        prop_assert_eq!(model.holders.iter().copied().collect::<BTreeSet<_>>(), members);
+        prop_assert_eq!(model.partition.holders.replicas.iter().copied().collect::<BTreeSet<_>>(), members);
     }
 }
