@@ -9,6 +9,7 @@ pub mod codec;
 pub mod crash_point;
 pub mod disk;
 pub mod error;
+pub mod history;
 pub mod limits;
 pub mod proto;
 pub mod types;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// below. See `ARCHITECTURE.md`.
 const LAYERS: &[&[&str]] = &[
     &["types", "limits", "error", "codec", "crash_point", "disk", "proto"],
-    &["wal", "storage", "placement", "metrics"],
+    &["wal", "storage", "placement", "metrics", "history"],
     &["raft"],
     &["transport"],
     &["kv", "meta"],

@@ -195,9 +195,9 @@ pub struct Bench {
     /// Bytes of each value: 128, 4k
     #[arg(long, default_value = "128", value_name = "BYTES", value_parser = value_size)]
     pub value_size: u64,
-    /// How many different keys; no more than --count
-    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
-    pub keys: u64,
+    /// How many different keys; no more than --count [default: 100000, with --check 10]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub keys: Option<u64>,
     /// Share of gets in mixed work
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub read_percent: u8,
@@ -207,6 +207,11 @@ pub struct Bench {
     /// Stop after this many calls, even before --duration
     #[arg(long, short = 'n')]
     pub count: Option<u64>,
+    /// Write, read, delete and write on conditions, and check afterwards that all answers are those of a
+    /// store that never fails (linearizability); exit code 7 if not. To be run while nodes are killed and cables
+    /// pulled
+    #[arg(long)]
+    pub check: bool,
     /// Connections to each server
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub connections: u8,

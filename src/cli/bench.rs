@@ -1,8 +1,10 @@
-//! bench: a closed loop of puts and gets.
+//! bench: a closed loop of puts and gets, or, with `--check`, of all calls, whose answers are checked.
 //!
 //! Closed means that a client makes its next call when the last one is answered, so a slow server is
 //! asked less: latencies are those of this load, not of calls that arrive whatever happens. Failed
 //! calls are counted by reason, and are in no latency.
+
+mod checked;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,27 +20,37 @@ use tokio::time::{Instant, sleep};
 use super::Session;
 use super::args::{Bench, Work};
 use super::histogram::Histogram;
+use super::tool::fault::EXIT_WRONG;
 use super::tool::table::column;
 use super::tool::{Cell, Fault, Format, Outcome, Printer};
 use crate::client::{Client, ScanOptions, WriteOp};
 use crate::error::{Error, Reason};
+use crate::history::{Recorder, Report};
 
 /// A client that failed waits before its next call, or a dead server would be a busy loop.
 const FAILURE_PAUSE: Duration = Duration::from_millis(10);
 
+/// Keys of a load, and of one that is checked: few, so that calls meet.
+const KEYS: u64 = 100_000;
+const KEYS_CHECKED: u64 = 10;
+
 /// Batches under way while keys are written before, or removed after.
 const BATCHES_AT_ONCE: usize = 8;
 
-pub(super) async fn run(session: &mut Session, mut args: Bench) -> Outcome {
-    // More keys than calls would only be written and removed.
-    args.keys = args.keys.min(args.count.unwrap_or(u64::MAX)).max(1);
+pub(super) async fn run(session: &mut Session, args: Bench) -> Outcome {
+    let args = Load::new(args)?;
     let client = session.client.with_connections(usize::from(args.connections))?;
     let printer = &mut session.printer;
     let values = Values::new(args.value_size);
     if !args.reuse {
         refuse_foreign_keys(&client, &args).await?;
     }
-    if args.work != Work::Put {
+    if args.check {
+        // It begins with nothing there.
+        if args.reuse {
+            in_batches(&client, &args, WriteOp::delete).await?;
+        }
+    } else if args.work != Work::Put {
         printer.say(&format!("writing {} keys to read", args.keys));
         in_batches(&client, &args, |key| WriteOp::put(key, values.pick(0))).await?;
     }
@@ -58,11 +70,12 @@ pub(super) async fn run(session: &mut Session, mut args: Bench) -> Outcome {
         done: AtomicU64::new(0),
         failed: AtomicU64::new(0),
         is_stopped: AtomicBool::new(false),
+        recorder: args.check.then(Recorder::default),
     });
     let started = Instant::now();
     let mut clients = JoinSet::new();
     for number in 0..args.clients {
-        clients.spawn(work(shared.clone(), u64::from(number)));
+        clients.spawn(work(shared.clone(), number));
     }
     let measured = collect(clients, &shared, printer, started).await?;
     let seconds = started.elapsed().as_secs_f64();
@@ -75,16 +88,62 @@ pub(super) async fn run(session: &mut Session, mut args: Bench) -> Outcome {
             printer.say(&format!("the keys that start with {prefix:?} could not be removed: {fault}"));
         }
     }
-    print(&measured, &args, seconds, printer)?;
-    match measured.last_error {
+    // Every client has ended, and let go of it.
+    let shared = Arc::into_inner(shared).ok_or_else(|| Fault::Local("a client has not ended".to_string()))?;
+    let report = shared.recorder.map(|recorder| checked::check(recorder, printer));
+    print(&measured, &args, seconds, report.as_ref(), printer)?;
+    match (measured.last_error, report) {
         // Nothing was measured.
-        Some(error) if measured.puts.count() + measured.gets.count() == 0 => Err(error.into()),
+        (Some(error), _) if measured.puts.count() + measured.gets.count() == 0 => Err(error.into()),
+        (_, Some(report)) if !report.violations.is_empty() => Ok(EXIT_WRONG),
+        (_, Some(report)) if !report.undecided.is_empty() => {
+            Err(Fault::Local("the history could not be checked to its end".to_string()))
+        }
         _ => Ok(0),
     }
 }
 
+/// The arguments, with what follows from one another.
+struct Load {
+    args: Bench,
+    keys: u64,
+}
+
+impl std::ops::Deref for Load {
+    type Target = Bench;
+
+    fn deref(&self) -> &Bench {
+        &self.args
+    }
+}
+
+impl Load {
+    fn new(mut args: Bench) -> Result<Load, Fault> {
+        if args.check {
+            if args.work != Work::Mixed {
+                return Err(Fault::Usage("--check has a load of its own: leave out put or get".to_string()));
+            }
+            if args.value_size < checked::VALUE_BYTES_MIN {
+                let least = checked::VALUE_BYTES_MIN;
+                return Err(Fault::Usage(format!("--check needs values of at least {least} bytes")));
+            }
+            if args.count.is_some_and(|count| count > checked::CALLS_MAX) {
+                let most = checked::CALLS_MAX;
+                return Err(Fault::Usage(format!(
+                    "--check keeps every call in memory: --count is at most {most}"
+                )));
+            }
+            args.count.get_or_insert(checked::CALLS_MAX);
+        }
+        let keys = args.keys.unwrap_or(if args.check { KEYS_CHECKED } else { KEYS });
+        // More keys than calls would only be written and removed.
+        let keys = keys.min(args.count.unwrap_or(u64::MAX)).max(1);
+        Ok(Load { args, keys })
+    }
+}
+
 /// The keys that are measured with are overwritten, and removed afterwards: none may be the user's.
-async fn refuse_foreign_keys(client: &Client, args: &Bench) -> Result<(), Fault> {
+async fn refuse_foreign_keys(client: &Client, args: &Load) -> Result<(), Fault> {
     let options = ScanOptions { keys_only: true, limit: Some(1), ..ScanOptions::prefix(args.prefix.clone()) };
     let mut found = std::pin::pin!(client.scan(options));
     match found.next().await {
@@ -114,6 +173,8 @@ struct Shared {
     done: AtomicU64,
     failed: AtomicU64,
     is_stopped: AtomicBool,
+    /// Of a load that is checked.
+    recorder: Option<Recorder>,
 }
 
 impl Shared {
@@ -151,24 +212,18 @@ impl Measured {
 }
 
 /// One client of the loop.
-async fn work(shared: Arc<Shared>, number: u64) -> Measured {
+async fn work(shared: Arc<Shared>, number: u32) -> Measured {
     let mut measured = Measured::new();
-    let mut random = Random::new(number);
+    let mut random = Random::new(u64::from(number));
+    let mut checked =
+        shared.recorder.as_ref().map(|recorder| checked::Client::new(&shared, recorder, number));
     while shared.take_call() {
-        let key = format!("{}{}", shared.prefix, random.below(shared.keys));
-        let is_get = random.below(100) < shared.read_percent;
-        let started = Instant::now();
-        let result = if is_get {
-            shared.client.get(key).await.map(drop)
-        } else {
-            shared.client.put(key, shared.values.pick(random.next())).await.map(drop)
+        let result = match &mut checked {
+            Some(client) => client.call(&mut random, &mut measured).await,
+            None => call(&shared, &mut random, &mut measured).await,
         };
         match result {
-            Ok(()) => {
-                let histogram = if is_get { &mut measured.gets } else { &mut measured.puts };
-                histogram.record(started.elapsed());
-                shared.done.fetch_add(1, Ordering::Relaxed);
-            }
+            Ok(()) => drop(shared.done.fetch_add(1, Ordering::Relaxed)),
             Err(error) => {
                 *measured.errors.entry(error.reason.row().name).or_default() += 1;
                 measured.last_error = Some(error);
@@ -178,6 +233,20 @@ async fn work(shared: Arc<Shared>, number: u64) -> Measured {
         }
     }
     measured
+}
+
+async fn call(shared: &Shared, random: &mut Random, measured: &mut Measured) -> crate::error::Result<()> {
+    let key = format!("{}{}", shared.prefix, random.below(shared.keys));
+    let is_get = random.below(100) < shared.read_percent;
+    let started = Instant::now();
+    if is_get {
+        shared.client.get(key).await?;
+        measured.gets.record(started.elapsed());
+    } else {
+        shared.client.put(key, shared.values.pick(random.next())).await?;
+        measured.puts.record(started.elapsed());
+    }
+    Ok(())
 }
 
 /// Waits for every client, telling each second how it goes. Ctrl-C ends the measurement early.
@@ -215,7 +284,13 @@ async fn collect(
     Ok(measured)
 }
 
-fn print(measured: &Measured, args: &Bench, seconds: f64, printer: &mut Printer) -> Result<(), Fault> {
+fn print(
+    measured: &Measured,
+    args: &Load,
+    seconds: f64,
+    report: Option<&Report>,
+    printer: &mut Printer,
+) -> Result<(), Fault> {
     let columns = [
         column("WORK", "work"),
         column("CALLS", "calls"),
@@ -241,6 +316,9 @@ fn print(measured: &Measured, args: &Bench, seconds: f64, printer: &mut Printer)
             ]
         })
         .collect();
+    if let Some(report) = report {
+        checked::tell(report, printer);
+    }
     if printer.format() == Format::Json {
         return printer.json(&json!({
             "clients": args.clients,
@@ -250,6 +328,7 @@ fn print(measured: &Measured, args: &Bench, seconds: f64, printer: &mut Printer)
             "seconds": (seconds * 1000.0).round() / 1000.0,
             "results": super::tool::table::rows_json(&columns, &rows),
             "errors": measured.errors,
+            "check": report.map(checked::to_json),
         }));
     }
     printer.rows(&columns, &rows)?;
@@ -266,7 +345,7 @@ fn print(measured: &Measured, args: &Bench, seconds: f64, printer: &mut Printer)
 }
 
 /// Writes every key of the benchmark, as `op` has it.
-async fn in_batches(client: &Client, args: &Bench, op: impl Fn(String) -> WriteOp) -> Result<(), Fault> {
+async fn in_batches(client: &Client, args: &Load, op: impl Fn(String) -> WriteOp) -> Result<(), Fault> {
     // A batch stays near one MiB.
     let batch = (1024 * 1024 / (args.value_size + args.prefix.len() as u64 + 64)).clamp(1, 1000);
     let starts = (0..args.keys).step_by(usize::try_from(batch).unwrap_or(1));

@@ -498,3 +498,46 @@ async fn bench_measures_and_cleans_up() {
     assert_eq!(ran.exit, 6, "{ran:?}");
     assert!(ran.text().contains("OUTCOME_UNKNOWN\t5"), "{ran:?}");
 }
+
+#[tokio::test]
+async fn bench_checks_the_answers() {
+    let load = ["bench", "--check", "-n", "2000", "-c", "8", "-o", "json"];
+    let fake = Fake::start().await;
+    let ran = cli(&fake, &load).await;
+    assert_eq!(ran.exit, 0, "{ran:?}");
+    let told: serde_json::Value = serde_json::from_str(&ran.text()).unwrap();
+    let check = &told["check"];
+    assert_eq!((&check["linearizable"], &check["keys"]), (&true.into(), &10.into()), "{told}");
+    assert!(check["operations"].as_u64().unwrap() > 1900 && check["unknown"] == 0, "{told}");
+    assert_eq!(records(&fake).len(), 0, "the keys are removed");
+
+    // Some of what took place is answered as unknown: that is no violation.
+    let unsure = |call: &str, number: usize| match call {
+        "put" | "delete" if number.is_multiple_of(7) => {
+            Act::WorkThenFail(to_status(&Error::new(Reason::OutcomeUnknown, "")))
+        }
+        _ => Act::Work,
+    };
+    let ran = cli(&Fake::with(Box::new(unsure)).await, &load).await;
+    assert_eq!(ran.exit, 0, "{ran:?}");
+    assert!(!ran.text().contains("\"unknown\": 0") && ran.text().contains("OUTCOME_UNKNOWN"), "{ran:?}");
+
+    // One acknowledged write of a thousand is lost.
+    let loses = |call: &str, number: usize| match call {
+        "put" if number > 700 && number.is_multiple_of(500) => Act::Lose,
+        "put" if number == 1001 => Act::Lose,
+        _ => Act::Work,
+    };
+    let loses = Fake::with(Box::new(loses)).await;
+    let ran = cli(&loses, &["bench", "--check", "-n", "4000", "-c", "8"]).await;
+    assert_eq!(ran.exit, 7, "{ran:?}");
+    assert!(ran.err.contains("nothing explains") && ran.err.contains("NOT linearizable"), "{ran:?}");
+
+    for (words, exit) in [
+        (&["bench", "put", "--check"][..], 2),
+        (&["bench", "--check", "--value-size", "7"], 2),
+        (&["bench", "--check", "-n", "100000000"], 2),
+    ] {
+        assert_eq!(cli(&fake, words).await.exit, exit, "{words:?}");
+    }
+}

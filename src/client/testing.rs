@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Bound;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -29,6 +29,8 @@ pub(crate) enum Act {
     Fail(Status),
     /// The work is done, and then the status is answered nevertheless.
     WorkThenFail(Status),
+    /// The work is answered, and not done.
+    Lose,
     /// The work is done, and the answer says that the node at this address leads.
     Tell(String),
     Hang,
@@ -47,6 +49,8 @@ pub(crate) struct State {
     plan: Plan,
     pub(crate) records: Mutex<BTreeMap<Bytes, v1::Record>>,
     calls: Mutex<Vec<&'static str>>,
+    /// The last one that was given.
+    revision: AtomicU64,
     /// What a watch of the topology begins with; none: there is no such call.
     pub(crate) topology: Mutex<Option<v1::Topology>>,
     /// The members; each partition has a copy on up to three of them.
@@ -80,6 +84,7 @@ impl Fake {
         let state = State {
             plan,
             records: Mutex::new(BTreeMap::new()),
+            revision: AtomicU64::new(0),
             calls: Mutex::new(Vec::new()),
             topology: Mutex::default(),
             nodes: Mutex::new(vec![State::node()]),
@@ -228,13 +233,23 @@ impl State {
                 work(self)?;
                 Err(status)
             }
+            Act::Lose => {
+                let before = self.records.lock().unwrap().clone();
+                let answer = work(self).map(Response::new);
+                *self.records.lock().unwrap() = before;
+                answer
+            }
             Act::Hang => std::future::pending().await,
         }
     }
 
+    fn next_revision(&self) -> u64 {
+        self.revision.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
     fn write_put(&self, request: v1::PutRequest) -> Result<v1::PutResponse, Status> {
         let mut records = self.records.lock().unwrap();
-        let revision = records.values().map(|record| record.mod_revision).max().unwrap_or(0) + 1;
+        let revision = self.next_revision();
         let old = records.get(&request.key);
         let version = old.map_or(0, |record| record.version);
         check(request.precondition.as_ref(), version)?;
@@ -253,7 +268,8 @@ impl State {
         let mut records = self.records.lock().unwrap();
         let version = records.get(&request.key).map_or(0, |record| record.version);
         check(request.precondition.as_ref(), version)?;
-        Ok(v1::DeleteResponse { existed: records.remove(&request.key).is_some(), revision: 1 })
+        let existed = records.remove(&request.key).is_some();
+        Ok(v1::DeleteResponse { existed, revision: self.next_revision() })
     }
 
     fn select(&self, request: &v1::ScanRequest) -> Vec<v1::Record> {

@@ -7,6 +7,8 @@ use crate::error::{Error, Reason, TABLE};
 
 /// The command line is wrong.
 pub const EXIT_USAGE: u8 = 2;
+/// What was to be checked is wrong.
+pub const EXIT_WRONG: u8 = 7;
 /// Something on this side failed: a file, the terminal.
 pub const EXIT_LOCAL: u8 = 1;
 
@@ -88,6 +90,7 @@ pub fn exit_code_help() -> String {
         let names: Vec<&str> = TABLE.iter().filter(|row| row.exit == code).map(|row| row.name).collect();
         lines.push(format!("  {code}  {}", names.join(", ")));
     }
+    lines.push(format!("  {EXIT_WRONG}  rushkv-cli bench --check found an answer that is wrong"));
     lines.join("\n")
 }
 
