@@ -375,10 +375,21 @@ impl Node {
             GroupId::META => cluster.state.members.keys().copied().collect(),
             GroupId(number) => {
                 let partition = cluster.state.partitions.get(&PartitionId(number - 1))?;
-                partition.replicas.iter().map(|replica| replica.node()).collect()
+                // Who is to leave it may lead it yet.
+                partition
+                    .replicas
+                    .iter()
+                    .chain(&partition.holders.replicas)
+                    .map(|replica| replica.node())
+                    .collect()
             }
         };
-        let others: Vec<NodeId> = holders.into_iter().filter(|holder| *holder != me).collect();
+        let mut others: Vec<NodeId> = Vec::with_capacity(holders.len());
+        for holder in holders {
+            if holder != me && !others.contains(&holder) {
+                others.push(holder);
+            }
+        }
         let after = node.and_then(|node| others.iter().position(|holder| *holder == node));
         let next = after.map_or(0, |at| at + 1);
         others.get(next).or(others.first()).copied()
@@ -386,7 +397,8 @@ impl Node {
 
     /// Where some replica of the partition is, here if there is one.
     pub(super) fn holder_of(&self, partition: PartitionId) -> Result<Place> {
-        if self.replica(partition).is_some() {
+        // One that was never in the group has nothing.
+        if self.replica(partition).is_some_and(|replica| replica.group.status().membership.is_some()) {
             return Ok(Place::Here);
         }
         let holder = self.next_holder(partition.group(), None);

@@ -21,6 +21,9 @@ use crate::{kv, meta};
 /// What could not be told to group 0 is told again this much later.
 const AGAIN: Duration = Duration::from_millis(200);
 
+/// Without any change of group 0: a replica that is destroyed here is not one.
+const AT_LATEST: Duration = Duration::from_secs(10);
+
 /// For one attempt to tell group 0 of something.
 const TOLD_WITHIN: Duration = Duration::from_secs(5);
 
@@ -58,11 +61,8 @@ pub(super) async fn run(node: Weak<Node>) {
                 _ = seats.changed() => {}
             }
         };
-        match more {
-            // Whatever came first, it is looked at again.
-            true => drop(timeout(AGAIN, changed).await),
-            false => changed.await,
-        }
+        // Whatever came first, it is looked at again.
+        drop(timeout(if more { AGAIN } else { AT_LATEST }, changed).await);
     }
 }
 

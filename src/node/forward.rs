@@ -8,6 +8,7 @@ use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 use tokio::time::Instant;
 
 use super::calls::{Place, is_worth_repeating};
+use super::reconcile::Confirmed;
 use super::{Consistency, Deadline, Node, ScanPage, ScanQuery};
 use crate::error::{Error, Reason, Result};
 use crate::kv;
@@ -138,12 +139,13 @@ impl Node {
         node: NodeId,
         group: GroupId,
         deadline: Deadline,
-    ) -> Result<Vec<ReplicaId>> {
+    ) -> Result<Confirmed> {
         let request = v1::MembershipRequest { cluster_id: self.cluster_id()?, group: group.0 };
         let send = |channel, request| async move { peer(channel).membership(request).await };
         let answer: v1::MembershipResponse =
             self.ask_node(node, Kind::Read, request, deadline, &send).await?;
-        Ok(answer.members.into_iter().map(ReplicaId).collect())
+        let members = answer.members.into_iter().map(ReplicaId).collect();
+        Ok(Confirmed { members, term: answer.term, index: answer.index })
     }
 
     fn cluster_id(&self) -> Result<String> {

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
+use super::reconcile::Confirmed;
 use super::{Consistency, Deadline, Node, NodeInfo, PartitionInfo, ScanPage, ScanQuery};
 use crate::error::{Error, Reason, Result};
 use crate::kv;
 use crate::placement;
 use crate::proto::v1;
 use crate::raft::{Class, Inbox, Role, Route};
-use crate::types::{GroupId, PartitionId, ReplicaId};
+use crate::types::{GroupId, PartitionId};
 
 impl Inbox for Node {
     fn receive(
@@ -139,7 +140,7 @@ impl Node {
         cluster_id: &str,
         group: GroupId,
         deadline: Deadline,
-    ) -> Result<Vec<ReplicaId>> {
+    ) -> Result<Confirmed> {
         self.same_cluster(cluster_id)?;
         let partition = group.0.checked_sub(1).map(PartitionId).ok_or_else(|| self.no_leader(group))?;
         let replica = self.replica(partition).ok_or_else(|| self.no_leader(group))?;
@@ -151,7 +152,9 @@ impl Node {
         if !settled || (status.term, status.membership) != (before.term, before.membership) {
             return Err(self.no_leader(group));
         }
-        Ok(status.voters.iter().chain(&status.learners).copied().collect())
+        let Some(membership) = status.membership else { return Err(self.no_leader(group)) };
+        let members = status.voters.iter().chain(&status.learners).copied().collect();
+        Ok(Confirmed { members, term: status.term, index: membership.index })
     }
 
     /// What this node knows of itself, and of the partitions that it leads.

@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::meta::{self, Birth, Desired};
-use crate::types::{NodeId, PartitionId, ReplicaId};
+use crate::types::{LogId, NodeId, PartitionId, ReplicaId};
 
 /// A group as its leader sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,8 +97,10 @@ pub fn decide(desired: &Desired, observed: &Observed) -> Step {
     let is_in_the_way = |replica: &ReplicaId| {
         !desired.contains(*replica) && wanted().any(|wanted| wanted.node() == replica.node())
     };
-    if let Some(older) = members.iter().copied().find(is_in_the_way) {
-        return give_way(older, observed, &voters);
+    if let Some(older) = members.iter().copied().find(is_in_the_way)
+        && let Some(step) = give_way(older, observed, &voters)
+    {
+        return step;
     }
     if !voters.iter().eq(&desired.voters.iter().copied().collect::<BTreeSet<_>>()) {
         return change_voters(desired, observed, &voters);
@@ -134,18 +136,18 @@ fn flatten(desired: &Desired, observed: &Observed, newer: &BTreeSet<ReplicaId>) 
 
 /// A node holds one replica of a partition at a time: the older one goes, before the newer one can have
 /// anything.
-fn give_way(older: ReplicaId, observed: &Observed, voters: &BTreeSet<ReplicaId>) -> Step {
+fn give_way(older: ReplicaId, observed: &Observed, voters: &BTreeSet<ReplicaId>) -> Option<Step> {
     if !voters.contains(&older) {
-        return Step::RemoveLearner(older);
+        return Some(Step::RemoveLearner(older));
     }
     let rest: Vec<ReplicaId> = voters.iter().copied().filter(|voter| *voter != older).collect();
     if rest.is_empty() || !rest.iter().all(|voter| observed.is_complete(*voter)) {
-        return Step::Nothing;
+        return None;
     }
-    match older == observed.here {
+    Some(match older == observed.here {
         true => Step::TransferLeader(rest[0]),
         false => Step::ChangeVoters(rest),
-    }
+    })
 }
 
 /// Everybody who should vote is in the group, and somebody else votes or one of them does not.
@@ -226,8 +228,39 @@ pub struct Present {
     /// A membership that it knew to be committed has named it. Without that it may be a newcomer that
     /// still applies the history from before it was added. False if not known.
     pub was_member: bool,
-    /// Voters and learners as the group's leader last told, after a quorum confirmed that it leads.
-    pub confirmed: Option<Vec<ReplicaId>>,
+    /// The newest membership in its log, committed or not, if that names it.
+    pub named_by: Option<LogId>,
+    /// Who is in the group, as its leader last told.
+    pub confirmed: Option<Confirmed>,
+}
+
+impl Present {
+    /// Its own log says so.
+    pub fn excludes_itself(&self) -> bool {
+        let excludes = |members: &Vec<ReplicaId>| !members.is_empty() && !members.contains(&self.replica);
+        self.was_member && self.committed.as_ref().is_some_and(excludes)
+    }
+}
+
+/// Who is in a group by its leader's word, after a quorum confirmed that it leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Confirmed {
+    /// Voters and learners.
+    pub members: Vec<ReplicaId>,
+    /// Of the leader.
+    pub term: u64,
+    /// Log index of that membership; there is no newer one in the leader's log.
+    pub index: u64,
+}
+
+impl Confirmed {
+    fn excludes(&self, replica: ReplicaId, named_by: Option<LogId>) -> bool {
+        // What names it may have come after that word; unless it is of an earlier term, and not in the log of
+        // the leader, who has all that is or will ever be committed of earlier terms.
+        let is_newer =
+            named_by.is_some_and(|named_by| named_by.term >= self.term && named_by.index > self.index);
+        !is_newer && !self.members.is_empty() && !self.members.contains(&replica)
+    }
 }
 
 /// The replicas that this node must destroy, leaving a tombstone: those that the group excludes, by
@@ -235,14 +268,11 @@ pub struct Present {
 /// it. Never from metadata alone, which knows nothing of what is committed in the group; nor from the
 /// group alone, which a newcomer has not been added to yet; nor by metadata from before the replica.
 pub fn replicas_to_close(state: &meta::State, present: &[Present]) -> Vec<(PartitionId, ReplicaId)> {
-    let excluded = |members: &Option<Vec<ReplicaId>>, replica: ReplicaId| {
-        members.as_ref().is_some_and(|members| !members.is_empty() && !members.contains(&replica))
-    };
     (present.iter())
         .filter(|it| {
-            let by_itself = it.was_member && excluded(&it.committed, it.replica);
-            state.has_discarded(it.partition, it.replica)
-                && (by_itself || excluded(&it.confirmed, it.replica))
+            let by_itself = it.excludes_itself();
+            let by_leader = it.confirmed.as_ref().is_some_and(|word| word.excludes(it.replica, it.named_by));
+            state.has_discarded(it.partition, it.replica) && (by_itself || by_leader)
         })
         .map(|it| (it.partition, it.replica))
         .collect()

@@ -9,8 +9,8 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 
-use super::reconcile::{Observed, Present, Step, decide, replicas_to_close};
-use super::seat::leads;
+use super::reconcile::{Confirmed, Observed, Present, Step, decide, replicas_to_close};
+use super::seat::{Seat, leads};
 use super::{Node, Replica};
 use crate::meta;
 use crate::raft::{Group, Machine, MembershipError, Removed, Role, Status};
@@ -82,7 +82,7 @@ pub(super) async fn run(node: Weak<Node>) {
             }
         });
         join_all(taken).await;
-        node.close_excluded(&mut memory, state, &replicas).await;
+        node.close_excluded(&mut memory, &seat, state).await;
         if leads(&seat.meta) {
             if state.version < meta::CLUSTER_VERSION && memory.is_version_due() {
                 node.raise_version(state, seat.number()).await;
@@ -147,24 +147,32 @@ impl Memory {
         is_due
     }
 
-    /// Who is in the group of a replica that is not meant to be here, by its leader's word.
-    async fn confirmed(&mut self, node: &Node, key: LogKey, state: &meta::State) -> Option<Vec<ReplicaId>> {
-        if self.asked.get(&key).is_some_and(|last| last.elapsed() < ASK_PAUSE) {
-            return None;
+    /// Whether it is time to ask a group's leader about a replica; notes that it is asked.
+    fn is_due(&mut self, key: LogKey) -> bool {
+        let is_due = self.asked.get(&key).is_none_or(|last| last.elapsed() >= ASK_PAUSE);
+        if is_due {
+            self.asked.insert(key, Instant::now());
         }
-        self.asked.insert(key, Instant::now());
-        let partition = state.partitions.get(&PartitionId(key.group.0.checked_sub(1)?))?;
-        // It may be led by one that is to leave it.
-        let known: BTreeSet<ReplicaId> =
-            partition.replicas.iter().chain(&partition.holders.replicas).copied().collect();
-        for replica in known.into_iter().filter(|replica| replica.node() != key.replica.node()) {
-            // Each its own: one that hangs must not take the others' time.
-            let deadline = Instant::now() + ASK_WITHIN;
-            if let Ok(members) = node.membership_there(replica.node(), key.group, deadline).await {
-                return Some(members);
-            }
+        is_due
+    }
+
+    /// A replica of this node, as [`replicas_to_close`] looks at it.
+    fn present(&mut self, partition: PartitionId, group: &Group<crate::kv::Machine>) -> Present {
+        let (key, status) = (group.key(), group.status());
+        let committed = status.membership_committed && status.membership.is_some();
+        let members: Vec<ReplicaId> = status.voters.iter().chain(&status.learners).copied().collect();
+        let is_named = members.contains(&key.replica);
+        if committed && is_named {
+            self.were_members.insert(key);
         }
-        None
+        Present {
+            partition,
+            replica: key.replica,
+            committed: committed.then_some(members),
+            was_member: self.were_members.contains(&key),
+            named_by: status.membership.filter(|_| is_named),
+            confirmed: None,
+        }
     }
 }
 
@@ -234,40 +242,39 @@ impl Node {
         }
     }
 
-    async fn close_excluded(
-        self: &Arc<Node>,
-        memory: &mut Memory,
-        state: &meta::State,
-        replicas: &[(PartitionId, Replica)],
-    ) {
-        let mut present = Vec::new();
-        for (partition, replica) in replicas {
-            let (key, status) = (replica.group.key(), replica.group.status());
-            let committed = status.membership_committed && status.membership.is_some();
-            let members: Vec<ReplicaId> = status.voters.iter().chain(&status.learners).copied().collect();
-            if committed && members.contains(&key.replica) {
-                memory.were_members.insert(key);
+    /// Destroys replicas that their groups exclude; their ids are never used again.
+    async fn close_excluded(self: &Arc<Node>, memory: &mut Memory, seat: &Seat, state: &meta::State) {
+        let mut doubtful = Vec::new();
+        for (partition, replica) in self.replicas() {
+            let key = replica.group.key();
+            let is_discarded = state.has_discarded(partition, key.replica);
+            // Whom a group excludes, it does not tell any more: its leader has to be asked.
+            if is_discarded
+                && !memory.present(partition, &replica.group).excludes_itself()
+                && memory.is_due(key)
+            {
+                doubtful.push(key);
             }
-            let discarded = state.has_discarded(*partition, key.replica);
-            let was_member = memory.were_members.contains(&key);
-            let by_itself = committed && was_member && !members.contains(&key.replica);
-            let confirmed = match discarded && !by_itself {
-                false => None,
-                // Whom a group excludes, it does not tell any more: its leader has to be asked.
-                true => memory.confirmed(self, key, state).await,
-            };
-            present.push(Present {
-                partition: *partition,
-                replica: key.replica,
-                committed: committed.then_some(members),
-                was_member,
-                confirmed,
-            });
         }
-        let excluded = replicas_to_close(state, &present);
+        let asked =
+            doubtful.into_iter().map(|key| async move { Some((key, self.confirmed(key, state).await?)) });
+        let told: HashMap<LogKey, Confirmed> = join_all(asked).await.into_iter().flatten().collect();
+
+        // What was true before the questions need not be any more: decided by what is known now, and until they
+        // are destroyed, whoever follows group 0 must not take them for missing.
+        let following = self.following.lock().await;
+        let state = seat.state.borrow().clone();
+        let present: Vec<Present> = (self.replicas().iter())
+            .map(|(partition, replica)| Present {
+                confirmed: told.get(&replica.group.key()).cloned(),
+                ..memory.present(*partition, &replica.group)
+            })
+            .collect();
+        let excluded = replicas_to_close(&state, &present);
         for (partition, replica) in &excluded {
-            self.close_replica(*partition, *replica).await;
+            self.destroy_replica(*partition, *replica).await;
         }
+        drop(following);
         // A newer replica of the same partition may have waited for its place.
         if !excluded.is_empty()
             && let Err(error) = super::follow::catch_up(self).await
@@ -276,10 +283,20 @@ impl Node {
         }
     }
 
-    /// Destroys a replica that its group excludes; its id is never used again.
-    async fn close_replica(&self, partition: PartitionId, replica: ReplicaId) {
-        // Until it is destroyed, whoever follows group 0 must not take it for one that is missing.
-        let _following = self.following.lock().await;
+    /// Who is in the group of a replica that is not meant to be here, by its leader's word.
+    async fn confirmed(&self, key: LogKey, state: &meta::State) -> Option<Confirmed> {
+        let partition = state.partitions.get(&PartitionId(key.group.0.checked_sub(1)?))?;
+        // It may be led by one that is to leave it.
+        let holders = partition.replicas.iter().chain(&partition.holders.replicas);
+        let nodes: BTreeSet<NodeId> = holders.map(|replica| replica.node()).collect();
+        let deadline = Instant::now() + ASK_WITHIN;
+        let others = nodes.into_iter().filter(|node| *node != key.replica.node());
+        let asked = others.map(|node| self.membership_there(node, key.group, deadline));
+        // Of a stale leader and its successor, the one of the newer term.
+        join_all(asked).await.into_iter().flatten().max_by_key(|word| word.term)
+    }
+
+    async fn destroy_replica(&self, partition: PartitionId, replica: ReplicaId) {
         let held = {
             let mut replicas = self.replicas.write().unwrap_or_else(PoisonError::into_inner);
             match replicas.get(&partition) {

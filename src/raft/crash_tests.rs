@@ -185,6 +185,9 @@ async fn an_install_that_a_crash_broke_off_is_finished_at_the_next_start() {
     cluster.start(away).await;
     cluster.applies(away, "a b ").await;
     assert_eq!(cluster.nodes[&away].metrics.snapshots_installed.get(), 1);
+    // Its leader has heard that it has the snapshot: it would send it once more.
+    let at = applied.unwrap().index;
+    cluster.wait("the leader hears", |c| c.group(leader).status().matched(ReplicaId(away)) >= at).await;
     cluster.stop(away).await;
     copy(&cluster.path(away).join("engine"), &left.join("engine"));
 

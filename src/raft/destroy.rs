@@ -55,8 +55,55 @@ fn failed(key: LogKey, error: &dyn std::fmt::Display) -> OpenError {
 #[cfg(test)]
 mod tests {
     use super::super::cluster::{Cluster, key};
+    use super::super::space::Space;
+    use super::super::tests::{SLOW, SLOW_BEGUN, open};
+    use super::super::types::StoredMembership;
     use super::*;
     use crate::storage::Kind;
+
+    /// What was being applied or installed when a replica was destroyed must not bring it back.
+    async fn late(kind: Kind) {
+        let mut cluster = Cluster::new(kind, 1).await;
+        cluster.write("something ").await;
+        let group = cluster.group(1).clone();
+        let (space, applied) = (group.space.get(), group.status().applied);
+        group.destroy().await.unwrap();
+        let disk = cluster.take_disk(1).await;
+        let newer = Space::new(disk.store.engine().clone(), disk.store.new_space());
+        disk.store.flip(key(1), &space, &newer, applied, &StoredMembership::default()).unwrap();
+        drop((group, space, newer));
+        disk.store.engine().close().unwrap();
+        disk.wal.close().unwrap();
+        drop(disk);
+        let disk = open(&cluster.path(1), kind, true);
+        assert_eq!((disk.store.unopened(), disk.store.tombstones().unwrap()), (vec![], vec![key(1)]));
+    }
+
+    #[tokio::test]
+    async fn a_destroyed_replica_stays_destroyed_on_fjall() {
+        late(Kind::Fjall).await;
+    }
+
+    #[tokio::test]
+    async fn a_destroyed_replica_stays_destroyed_on_sled() {
+        late(Kind::Sled).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn nothing_is_applied_any_more_once_it_has_stopped() {
+        let cluster = Cluster::new(Kind::Fjall, 1).await;
+        cluster.write("something ").await;
+        let group = cluster.group(1).clone();
+        let proposing = group.clone();
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+        tokio::spawn(async move { proposing.propose(bytes::Bytes::from_static(SLOW), deadline).await });
+        while !SLOW_BEGUN.load(std::sync::atomic::Ordering::SeqCst) {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        group.shutdown().await;
+        let record = group.space.get().get(b"journal").unwrap().unwrap();
+        assert!(record.ends_with(SLOW), "it is being applied yet: {record:?}");
+    }
 
     async fn broken_off(kind: Kind) {
         let mut cluster = Cluster::new(kind, 1).await;

@@ -28,7 +28,7 @@ use super::outgoing::Outgoing;
 use super::receive::{APPEND_BYTES_MAX, CONTROLS_MAX};
 use super::retention::{Asked, Other, Retention};
 use super::space::Space;
-use super::state_machine::{ApplyOrStoreError, CurrentSpace, Damage, StateMachine};
+use super::state_machine::{ApplyOrStoreError, CurrentSpace, Damage, Lives, StateMachine};
 use super::status::{Changes, Heard, Role};
 use super::store::Store;
 use super::types::{TypeConfig, log_id, raft_log_id};
@@ -90,6 +90,7 @@ pub struct Group<M: Machine> {
     pub(super) metrics: Metrics,
     pub(super) space: CurrentSpace,
     damage: Damage,
+    machine_lives: Lives,
     /// The last entry of the log when it was opened.
     tail: Option<LogId>,
     proposals: mpsc::Sender<Proposal>,
@@ -124,6 +125,7 @@ impl<M: Machine> Clone for Group<M> {
             metrics: self.metrics.clone(),
             space: self.space.clone(),
             damage: self.damage.clone(),
+            machine_lives: self.machine_lives.clone(),
             tail: self.tail,
             proposals: self.proposals.clone(),
             under_way: self.under_way.clone(),
@@ -206,6 +208,7 @@ impl<M: Machine> Group<M> {
         state_machine.expect_contiguous();
         let space = state_machine.current_space();
         let damage = state_machine.damage();
+        let machine_lives = state_machine.lives();
         let config = config(key).validate().map_err(|error| open_error(error.to_string()))?;
         let outgoing = Outgoing::default();
         let peers = Peers { key, carrier, metrics: metrics.clone(), outgoing: outgoing.clone() };
@@ -227,6 +230,7 @@ impl<M: Machine> Group<M> {
             metrics: metrics.clone(),
             space,
             damage,
+            machine_lives,
             tail: log_last,
             proposals,
             under_way,
@@ -437,7 +441,8 @@ impl<M: Machine> Group<M> {
         passed.map_err(|error| OpenError { key: self.key, problem: error.to_string() })
     }
 
-    /// Stops the replica. What is under way may or may not have happened.
+    /// Stops the replica: once this returns, it changes nothing any more. What is under way may or may not have
+    /// happened.
     pub async fn shutdown(&self) {
         if self.damage().is_some() {
             return;
@@ -445,6 +450,7 @@ impl<M: Machine> Group<M> {
         if let Err(error) = self.raft.shutdown().await {
             tracing::error!(key = %self.key, %error, "the consensus core did not stop cleanly");
         }
+        self.machine_lives.clone().ended().await;
     }
 }
 

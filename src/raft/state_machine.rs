@@ -13,6 +13,8 @@ use futures_util::{Stream, TryStreamExt as _};
 use openraft::EntryPayload;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 
+use tokio::sync::watch;
+
 use super::Metrics;
 use super::log_store::Durability;
 use super::machine::{ApplyError, Machine, Txn};
@@ -101,6 +103,19 @@ pub(crate) struct StateMachine<M> {
     membership: StoredMembership,
     damage: DamageMark,
     metrics: Metrics,
+    lives: watch::Sender<()>,
+}
+
+/// Tells when the state machine is gone. openraft applies and installs in a task of its own, which ends after
+/// the core has: what it has begun, it finishes.
+#[derive(Debug, Clone)]
+pub(crate) struct Lives(watch::Receiver<()>);
+
+impl Lives {
+    pub(crate) async fn ended(mut self) {
+        // An error: the sender is gone.
+        while self.0.changed().await.is_ok() {}
+    }
 }
 
 impl<M: Machine> StateMachine<M> {
@@ -144,7 +159,12 @@ impl<M: Machine> StateMachine<M> {
             membership,
             damage,
             metrics,
+            lives: watch::Sender::new(()),
         })
+    }
+
+    pub(crate) fn lives(&self) -> Lives {
+        Lives(self.lives.subscribe())
     }
 
     pub(crate) fn damage(&self) -> Damage {

@@ -95,6 +95,7 @@ impl Store {
     pub fn open(engine: Arc<dyn Engine>, dir: &Path, clean: bool) -> Result<Store, StoreError> {
         let checkpoint_path = dir.join("checkpoint");
         let redo = !clean && !engine.recovers_prefix();
+        forget_destroyed(engine.as_ref())?;
         let mut at_start = read_checkpoint(&checkpoint_path)?;
         let owned = births(engine.as_ref())?;
         at_start.retain(|key, progress| owned.get(key).is_some_and(|birth| birth.space == progress.space));
@@ -174,21 +175,13 @@ impl Store {
 
     /// Replicas that were destroyed here: their ids must not be used again.
     pub fn tombstones(&self) -> Result<Vec<LogKey>, StoreError> {
-        let view = self.engine.view()?;
-        let range = storage::prefix_range(&Bytes::from_static(&[TOMBSTONE]));
-        let mut found = Vec::new();
-        for pair in view.scan(range, storage::Order::Ascending) {
-            found.push(decode_replica_key(pair?.0)?);
-        }
-        Ok(found)
+        tombstones(self.engine.as_ref())
     }
 
     /// Forgets a replica that has stopped, durably, but for its tombstone. Blocks on the disk.
     pub(crate) fn destroy(&self, key: LogKey, space: Space) -> Result<(), StoreError> {
         let mut batch = Batch::default();
-        for gone in [state_key(key), applied_key(key), membership_key(key), damage_key(key)] {
-            batch.delete(gone);
-        }
+        delete_state(&mut batch, key);
         batch.put(replica_key(TOMBSTONE, key), Bytes::new());
         self.engine.apply(batch)?;
         self.engine.checkpoint()?;
@@ -333,6 +326,39 @@ fn sweep(engine: &dyn Engine, used: &HashSet<SpaceId>) -> Result<bool, StoreErro
             Some(next) => from = SpaceId(next),
             None => return Ok(swept),
         }
+    }
+}
+
+fn tombstones(engine: &dyn Engine) -> Result<Vec<LogKey>, StoreError> {
+    let view = engine.view()?;
+    let range = storage::prefix_range(&Bytes::from_static(&[TOMBSTONE]));
+    let mut found = Vec::new();
+    for pair in view.scan(range, storage::Order::Ascending) {
+        found.push(decode_replica_key(pair?.0)?);
+    }
+    Ok(found)
+}
+
+/// A destroyed replica has no state, whatever was still under way when it was destroyed: opened, it would be one
+/// that has lost its log.
+fn forget_destroyed(engine: &dyn Engine) -> Result<(), StoreError> {
+    let mut batch = Batch::default();
+    for key in tombstones(engine)? {
+        if engine.get(&state_key(key))?.is_some() {
+            tracing::warn!(%key, "removing what was left of a destroyed replica");
+            delete_state(&mut batch, key);
+        }
+    }
+    if batch.is_empty() {
+        return Ok(());
+    }
+    engine.apply(batch)?;
+    Ok(engine.checkpoint()?)
+}
+
+fn delete_state(batch: &mut Batch, key: LogKey) {
+    for gone in [state_key(key), applied_key(key), membership_key(key), damage_key(key)] {
+        batch.delete(gone);
     }
 }
 

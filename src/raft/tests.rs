@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,6 +30,10 @@ const RECORD: &[u8] = b"journal";
 /// A command that starts so is not part of the journal: it gets a record of its own.
 pub(super) const BULK: &[u8] = b"#";
 
+/// A command that starts so takes a while, of which [`SLOW_BEGUN`] tells.
+pub(super) const SLOW: &[u8] = b"~";
+pub(super) static SLOW_BEGUN: AtomicBool = AtomicBool::new(false);
+
 impl Machine for Journal {
     fn load(&mut self, space: &Space, _redo: bool) -> Result<u64, ApplyError> {
         self.revision = revision(&space.get(RECORD)?);
@@ -46,6 +51,10 @@ impl Machine for Journal {
             return Ok(Bytes::new());
         }
         self.revision = index;
+        if command.starts_with(SLOW) {
+            SLOW_BEGUN.store(true, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(300));
+        }
         if command.starts_with(BULK) {
             txn.put(format!("bulk {index:020}").into(), command);
             return Ok(Bytes::new());

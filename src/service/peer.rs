@@ -116,8 +116,10 @@ impl Peer for Service {
         let limit = Clock::of(&request).unary();
         let v1::MembershipRequest { cluster_id, group } = request.into_inner();
         let asked = self.node.peer_membership(&cluster_id, GroupId(group), limit.node);
-        answer(limit.read(asked).await.map(|members| v1::MembershipResponse {
-            members: members.into_iter().map(|replica| replica.0).collect(),
+        answer(limit.read(asked).await.map(|confirmed| v1::MembershipResponse {
+            members: confirmed.members.into_iter().map(|replica| replica.0).collect(),
+            term: confirmed.term,
+            index: confirmed.index,
         }))
     }
 

@@ -170,7 +170,8 @@ fn a_node_closes_only_what_its_group_excludes() {
         replica: r(3),
         committed: committed.map(rs),
         was_member,
-        confirmed: confirmed.map(rs),
+        named_by: None,
+        confirmed: confirmed.map(|members| Confirmed { members: rs(members), term: 5, index: 9 }),
     };
     let closes = |state: &State, it: Present| !replicas_to_close(state, &[it]).is_empty();
     let excluded = it(Some(&[1, 2]), true, Some(&[1, 2]));
@@ -186,6 +187,11 @@ fn a_node_closes_only_what_its_group_excludes() {
     let [name, address, disk_id] = ["d", "d:1", "d"].map(String::from);
     let join = Join { name, address, zone: String::new(), weight: 1, disk_id, version_max: 1 };
     state.apply(Command::Join(join)).unwrap();
+    let named =
+        |term, index| Present { named_by: Some(LogId { term, index }), ..it(None, true, Some(&[1, 2])) };
+    assert!(closes(&state, named(4, 8)) && closes(&state, named(5, 8)));
+    assert!(!closes(&state, named(5, 10)), "it was added again since");
+    assert!(closes(&state, named(4, 10)), "never committed: it would be in the leader's log");
     let newcomer = Present { replica: r(4), ..it(None, false, Some(&[1, 2, 3])) };
     assert!(!closes(&state, newcomer), "not added yet");
     // A replica that a newer state has opened, looked at with this one.
