@@ -288,6 +288,17 @@ fn what_is_printed_gives_the_same_configuration() {
 }
 
 #[test]
+fn a_list_in_the_environment_is_written_either_way() {
+    let peers = |text: &str| {
+        let loaded = load(&Case { env: &[("RUSHKV__PEERS", text)], ..Case::default() }).expect(text);
+        loaded.config.peers.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(peers("[::1]:1, localhost:2"), ["[::1]:1", "localhost:2"]);
+    assert_eq!(peers(r#"["[::1]:1", 'localhost:2']"#), ["[::1]:1", "localhost:2"]);
+    assert_eq!(peers("[::1]:1"), ["[::1]:1"]);
+}
+
+#[test]
 fn a_reload_tells_what_it_can_change() {
     let old = load(&Case { files: &[("rushkv.toml", "")], ..Case::default() }).expect("valid");
     let text = "zone = 'b'\n[cluster]\nreplicas = 5\n[log]\nlevel = 'debug'\n";

@@ -279,11 +279,20 @@ fn metrics_addr(given: &str) -> Result<String, Wrong> {
     }
 }
 
+/// Of a variable or a flag: a,b or, as in the file, ["a", "b"].
+fn untyped_list(list: &str) -> Vec<&str> {
+    let quotes = ['"', '\''];
+    let bare = list.trim().strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    // An IPv6 address has brackets, too, but no quotes.
+    let items = bare.filter(|bare| bare.contains(quotes)).unwrap_or(list);
+    items.split(',').map(|item| item.trim().trim_matches(quotes)).filter(|item| !item.is_empty()).collect()
+}
+
 fn addr_list(written: &Written) -> Result<Vec<String>, Wrong> {
     const WAY_OUT: &str = "write [\"10.0.0.2:8080\", \"10.0.0.3:8080\"]";
     let items: Vec<&str> = match written {
         Written::List(items) => items.iter().map(text).collect::<Result<_, _>>()?,
-        Written::Untyped(list) => list.split(',').map(str::trim).filter(|item| !item.is_empty()).collect(),
+        Written::Untyped(list) => untyped_list(list),
         Written::Text(_) => return wrong("is a text where a list belongs", WAY_OUT),
         Written::Integer(_) => return wrong("is a number where a list belongs", WAY_OUT),
         Written::Other(kind, _) => return wrong(format!("is a {kind} where a list belongs"), WAY_OUT),

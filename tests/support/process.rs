@@ -37,6 +37,11 @@ pub struct Daemon {
     env: Vec<(&'static str, String)>,
 }
 
+/// What is run: the build under test, or, to measure an optimised one, what RUSHKV_PROGRAM names.
+fn program() -> String {
+    std::env::var("RUSHKV_PROGRAM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_rushkv").to_string())
+}
+
 impl Daemon {
     /// Prepares a daemon on `data_dir`; its log goes beside it.
     pub fn new(data_dir: &Path, engine: &'static str) -> Daemon {
@@ -132,13 +137,13 @@ impl Daemon {
     pub fn start(&mut self) {
         assert!(self.child.is_none());
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log).unwrap();
-        let program = env!("CARGO_BIN_EXE_rushkv");
+        let program = program();
         let mut command = match &self.namespace {
             None => Command::new(program),
             // It becomes the program: the process keeps its id.
             Some(namespace) => {
                 let mut command = Command::new("ip");
-                command.args(["netns", "exec", namespace, program]);
+                command.args(["netns", "exec", namespace, &program]);
                 command
             }
         };
