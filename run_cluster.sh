@@ -20,16 +20,23 @@ stop() {
     exit "$1"
 }
 trap 'stop 0' INT TERM
-tries=0
-until ./rushkvctl -s localhost:8080 cluster health >/dev/null 2>&1; do
-    tries=$((tries + 1))
+# Who answers need not be ours: something else may have had the port.
+all_run() {
     for pid in $pids; do
         if ! kill -0 "$pid" 2>/dev/null; then
-            echo "run_cluster.sh: a node has ended; the end of the logs:" >&2
+            echo "run_cluster.sh: a node has ended (is another one running?); the end of the logs:" >&2
             tail -n 3 data/cluster/node*.log >&2
             stop 1
         fi
     done
+}
+tries=0
+while :; do
+    is_healthy=no
+    if ./rushkvctl -s localhost:8080 cluster health >/dev/null 2>&1; then is_healthy=yes; fi
+    all_run
+    if [ "$is_healthy" = yes ]; then break; fi
+    tries=$((tries + 1))
     if [ "$tries" -ge 120 ]; then
         echo "run_cluster.sh: the cluster did not form within a minute; see data/cluster/*.log" >&2
         stop 1

@@ -10,7 +10,14 @@ set -eu
 server=${1:-${RUSHKV_SERVER:-localhost:8080}}
 cli=${RUSHKV_CLI:-}
 if [ -z "$cli" ]; then
-    if [ -x ./rushkv-cli ]; then cli=./rushkv-cli; else cli=rushkv-cli; fi
+    beside=$(dirname "$0")/../rushkv-cli
+    if [ -x ./rushkv-cli ]; then cli=./rushkv-cli
+    elif [ -x "$beside" ]; then cli=$beside
+    else cli=rushkv-cli; fi
+fi
+if ! command -v "$cli" >/dev/null; then
+    echo "cli_demo.sh: there is no rushkv-cli: make build, or set RUSHKV_CLI" >&2
+    exit 1
 fi
 
 step() {

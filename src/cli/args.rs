@@ -164,7 +164,7 @@ pub struct Scan {
     #[arg(long, value_name = "KEY")]
     pub end: Option<OsString>,
     /// At most this many records
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: Option<u64>,
     /// Leave the values out
     #[arg(long)]
@@ -205,7 +205,7 @@ pub struct Bench {
     #[arg(long, short = 'd', default_value = "10s", value_name = "TIME", value_parser = text::duration)]
     pub duration: Duration,
     /// Stop after this many calls, even before --duration
-    #[arg(long, short = 'n')]
+    #[arg(long, short = 'n', value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
     /// Write, read, delete and write on conditions, and check afterwards that all answers are those of a
     /// store that never fails (linearizability); exit code 7 if not. To be run while nodes are killed and cables

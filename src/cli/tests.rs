@@ -134,7 +134,7 @@ async fn failures_have_their_exit_codes() {
         assert_eq!(ran.exit, exit, "{reason:?}");
         assert!(ran.err.contains("SERVER: said so"), "{ran:?}");
     }
-    let ran = run_program(super::run, &refusing().await, &["--timeout", "200ms", "exists", "k"]).await;
+    let ran = run_program(super::run, &refusing().await, &["--timeout", "1s", "exists", "k"]).await;
     assert_eq!(ran.exit, 5, "can't tell is not no");
     assert!(ran.out.is_empty());
     assert!(ran.err.contains("Connection refused"), "{ran:?}");

@@ -184,7 +184,7 @@ pub fn check(op: &WriteOp) -> Result<()> {
         return Err(too_large("value", value, limits::VALUE_BYTES_MAX));
     }
     if *precondition == Precondition::Version(0) {
-        let message = "versions start at 1; to ask that the key is not there, use the precondition for that";
+        let message = "versions start at 1; to ask that the key is not there, use the precondition for that (--if-absent)";
         return Err(Error::new(Reason::InvalidArgument, message));
     }
     Ok(())

@@ -10,6 +10,9 @@ use super::value::{self, HostPort, Wrong, accept};
 use super::{keys, layer};
 use crate::{node, storage};
 
+/// Less room than this can be used up between two looks at it.
+const DISK_RESERVE_SAFE: u64 = 256 * 1024 * 1024;
+
 /// From the gRPC port to the metrics port where `metrics.addr` is "auto": 8080 gives 9180, which no
 /// well-known exporter uses, and several nodes of one host stay apart.
 pub const METRICS_PORT_OFFSET: u16 = 1100;
@@ -177,6 +180,12 @@ pub fn check(
     }
     if whole(&["addr", "advertise_addr", "peers"]) {
         check_advertised(&addr, advertise_addr.as_ref(), &peers, &mut report, warnings);
+    }
+    if raw.storage.disk_reserve < DISK_RESERVE_SAFE {
+        let message =
+            "a disk that fills up ends the process: that is too little to keep it from that".to_string();
+        let way_out = format!("leave at least {}", value::show_bytes(DISK_RESERVE_SAFE));
+        warnings.push(pinned(layers, "storage.disk_reserve", message, way_out));
     }
     let metrics_addr = match whole(&["addr", "metrics.addr"]) {
         true => metrics_addr(&raw.metrics.addr, &addr, &mut report),

@@ -97,7 +97,7 @@ pub static KEYS: [Key; 15] = [
         kind: Kind::NameOrEmpty,
         default: r#""""#,
         doc: "This node's name, unlike any other in the cluster and never changed: the data directory \
-              remembers it. Empty: the host name.",
+              remembers it; up to 64 characters. Empty: the host name.",
         reload: Reload::Restart,
     },
     Key {
@@ -142,7 +142,7 @@ pub static KEYS: [Key; 15] = [
         name: "weight",
         kind: Kind::Number { min: 1, max: WEIGHT_MAX },
         default: "1",
-        doc: "This node's share of the data, relative to the other nodes' weights.",
+        doc: "This node's share of the data, relative to the other nodes' weights; 1 to 1000.",
         reload: Reload::Restart,
     },
     Key {
@@ -156,14 +156,14 @@ pub static KEYS: [Key; 15] = [
         name: "cluster.replicas",
         kind: Kind::Number { min: 1, max: REPLICAS_MAX },
         default: "3",
-        doc: "Copies of every key, as far as there are nodes for them.",
+        doc: "Copies of every key, as far as there are nodes for them; 1 to 7.",
         reload: Reload::Formation,
     },
     Key {
         name: "cluster.partitions",
         kind: Kind::PowerOfTwo { max: limits::PARTITIONS_MAX as u64 },
         default: "16",
-        doc: "Pieces that the keys are divided into, a power of two. Each is a Raft group: more of them \
+        doc: "Pieces that the keys are divided into, a power of two up to 4096. Each is a Raft group: more of them \
               spread better over many nodes and cost more per write.",
         reload: Reload::Formation,
     },

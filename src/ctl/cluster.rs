@@ -16,7 +16,8 @@ pub(super) async fn info(client: &Client, printer: &mut Printer) -> Outcome {
     let mut nodes = client.nodes().await?;
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
     let partitions = client.partitions().await?;
-    let cluster = summary(&info, &partitions);
+    let down = nodes.iter().filter(|node| !node.is_reachable).count();
+    let cluster = summary(&info, &partitions, down);
     let rows: Vec<Vec<Cell>> = nodes.iter().map(|node| member(node, &partitions)).collect();
     match printer.format() {
         Format::Json => {
@@ -38,7 +39,8 @@ pub(super) async fn info(client: &Client, printer: &mut Printer) -> Outcome {
     Ok(0)
 }
 
-fn summary(info: &v1::InfoResponse, partitions: &[v1::Partition]) -> Vec<(Column, Cell)> {
+/// `down`: nodes that have failed already.
+fn summary(info: &v1::InfoResponse, partitions: &[v1::Partition], down: usize) -> Vec<(Column, Cell)> {
     let answered_by = info.answered_by.clone().unwrap_or_default();
     let copies = info.replicas.min(info.node_count) as usize;
     let count = |wanted: Health| {
@@ -55,7 +57,7 @@ fn summary(info: &v1::InfoResponse, partitions: &[v1::Partition]) -> Vec<(Column
         (column("Replicas", "replicas"), Cell::Number(u64::from(info.replicas))),
         (
             column("Tolerates failures", "tolerated_failures"),
-            Cell::Number(tolerated(info.replicas, info.node_count as usize) as u64),
+            Cell::Number(tolerated(info.replicas, info.node_count as usize).saturating_sub(down) as u64),
         ),
         (column("Partitions", "partitions"), Cell::Number(u64::from(info.partition_count))),
         (column("- healthy", "partitions_healthy"), count(Health::Healthy)),
@@ -84,11 +86,6 @@ fn member(node: &v1::Node, partitions: &[v1::Partition]) -> Vec<Cell> {
     let is_its = |replica: &v1::Replica| replica.node == node.name;
     let held = partitions.iter().filter(|partition| partition.replicas.iter().any(is_its)).count();
     let led = partitions.iter().filter(|partition| partition.leader == node.name).count();
-    let state = match (node.is_reachable, node.state()) {
-        (false, _) => "unreachable",
-        (true, v1::NodeState::Leaving) => "leaving",
-        (true, v1::NodeState::Active | v1::NodeState::Unspecified) => "active",
-    };
     let role = match node.group0_role() {
         v1::ReplicaRole::Leader => "leader",
         v1::ReplicaRole::Follower | v1::ReplicaRole::Candidate => "voter",
@@ -98,7 +95,7 @@ fn member(node: &v1::Node, partitions: &[v1::Partition]) -> Vec<Cell> {
     vec![
         Cell::name(&node.name),
         Cell::name(&node.address),
-        state.into(),
+        standing::state(node).into(),
         Cell::name(role),
         Cell::Number(led as u64),
         Cell::Number(held as u64),
@@ -129,11 +126,21 @@ pub(super) async fn leave(node: &str, yes: bool, client: &Client, printer: &mut 
     let before = tolerated(replicas, members.len());
     members.retain(|member| member.name != node);
     let after = tolerated(replicas, members.len());
-    if after < before && !yes {
+    let down = |member: &&v1::Node| !member.is_reachable;
+    let down: Vec<&str> = members.iter().filter(down).map(|member| &*member.name).collect();
+    let count = members.len();
+    if !yes && !down.is_empty() {
         return Err(Fault::Usage(format!(
-            "with {} nodes the cluster tolerates the failure of {after} instead of {before}: say --yes if that is \
-             meant",
-            members.len()
+            "{} can't be reached now: of the {count} nodes that stay, {} would serve, and the cluster tolerates the \
+             failure of {after}; bring it back first, or say --yes if that is meant",
+            down.join(", "),
+            count - down.len()
+        )));
+    }
+    if !yes && after < before {
+        return Err(Fault::Usage(format!(
+            "with {count} nodes the cluster tolerates the failure of {after} instead of {before}: say --yes if that \
+             is meant"
         )));
     }
     client.leave(node).await?;

@@ -1,5 +1,6 @@
 //! node list.
 
+use super::standing;
 use crate::cli::tool::table::column;
 use crate::cli::tool::{Cell, Outcome, Printer};
 use crate::client::Client;
@@ -11,6 +12,7 @@ pub(super) async fn list(client: &Client, printer: &mut Printer) -> Outcome {
         column("NODE", "node"),
         column("NUMBER", "number"),
         column("ADDRESS", "address"),
+        column("STATE", "state"),
         column("ZONE", "zone"),
         column("WEIGHT", "weight"),
         column("LEADER", "is_leader"),
@@ -30,6 +32,7 @@ pub(super) async fn list(client: &Client, printer: &mut Printer) -> Outcome {
                 Cell::name(&node.name),
                 Cell::Number(node.number),
                 Cell::name(&node.address),
+                standing::state(&node).into(),
                 Cell::name(&node.zone),
                 Cell::Number(u64::from(node.weight)),
                 Cell::Flag(node.is_group0_leader),

@@ -20,6 +20,15 @@ pub(super) enum Health {
     Leaderless,
 }
 
+/// A node, in a word.
+pub(super) fn state(node: &v1::Node) -> &'static str {
+    match (node.is_reachable, node.state()) {
+        (false, _) => "unreachable",
+        (true, v1::NodeState::Leaving) => "leaving",
+        (true, v1::NodeState::Active | v1::NodeState::Unspecified) => "active",
+    }
+}
+
 /// How many entries a copy lacks of what is committed.
 fn behind(partition: &v1::Partition, replica: &v1::Replica) -> u64 {
     partition.commit_index.saturating_sub(replica.match_index)

@@ -169,7 +169,7 @@ pub const TABLE: [Row; 14] = {
             No,
             5,
             "the disk has less free space than writes must leave",
-            "free or add space; deletes work for a while longer",
+            "free or add space; deletes work until half of storage.disk_reserve is used",
         ),
         row(
             ShuttingDown,

@@ -99,11 +99,15 @@ impl Disk {
         if !self.is_low() {
             return Ok(());
         }
+        let deletes = match self.check_delete() {
+            Ok(()) => "deletes still work",
+            Err(_) => "deletes are refused, too",
+        };
         Err(Error::new(
             Reason::DiskFull,
             format!(
                 "the disk of {} has {} MiB free, and writes must leave {} MiB (storage.disk_reserve): free \
-                 or add space; deletes still work",
+                 or add space; {deletes}",
                 self.data_dir.path().display(),
                 self.free_bytes() >> 20,
                 self.reserve_bytes() >> 20,

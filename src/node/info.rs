@@ -176,7 +176,11 @@ impl Node {
         let seat = self.seat().ok_or_else(|| self.no_leader(GroupId::META))?;
         let number = seat.number();
         let member = cluster.state.members.get(&number).ok_or_else(|| {
-            let why = format!("node \"{}\" is no member of its cluster any more", self.options.name);
+            let name = &self.options.name;
+            let why = match cluster.state.removed.contains_key(&number) {
+                true => format!("node \"{name}\" is no member of its cluster any more"),
+                false => format!("node \"{name}\" has not heard yet that it is a member"),
+            };
             Error::new(Reason::Unavailable, why)
         })?;
         let replicas = self.replicas();

@@ -191,7 +191,7 @@ impl Node {
             Error::new(
                 Reason::Unavailable,
                 format!(
-                    "node \"{}\" has no cluster yet: {}",
+                    "node \"{}\" has no cluster yet: waiting for {}",
                     self.options.name,
                     self.waiting.borrow().as_str()
                 ),

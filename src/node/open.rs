@@ -75,7 +75,7 @@ impl Node {
             gave_up: watch::Sender::new(GivingUp::Open),
             preparing: tokio::sync::Mutex::default(),
             following: tokio::sync::Mutex::default(),
-            waiting: watch::Sender::new("starting".to_string()),
+            waiting: watch::Sender::new("the node to start".to_string()),
             replicas: RwLock::default(),
             hints: Mutex::default(),
             calls: Arc::new(Semaphore::new(CALLS_MAX as usize)),

@@ -298,7 +298,7 @@ fn make_synchronous(dir: &Path) -> Result<()> {
     }
     Err(Error::Refused(format!(
         "sled: the file system of {} has no synchronous files (chattr +S: {why}), without which a power loss \
-         can take all of sled's data; set storage.engine = \"fjall\", or use ext4 or XFS",
+         can take all of sled's data; set storage.engine = \"fjall\", or use ext4",
         dir.display()
     )))
 }

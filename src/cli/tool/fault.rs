@@ -60,7 +60,15 @@ impl Fault {
     /// What to do about it, if the table knows more than the message says.
     pub fn way_out(&self) -> Option<&'static str> {
         match self {
-            Fault::Call(error) if error.reason != Reason::NotFound => Some(error.reason.row().way_out),
+            Fault::Call(error) => match error.reason {
+                // The message has it.
+                Reason::NotFound
+                | Reason::InvalidArgument
+                | Reason::TooLarge
+                | Reason::PreconditionFailed
+                | Reason::ClusterRefused => None,
+                reason => Some(reason.row().way_out),
+            },
             _ => None,
         }
     }
