@@ -26,6 +26,7 @@ mod open;
 mod options;
 mod peer;
 mod promise;
+mod reached;
 mod reconcile;
 mod reconciling;
 mod removed;

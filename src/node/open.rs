@@ -16,7 +16,9 @@ use super::giving_up::{self, GivingUp};
 use super::identity::Identity;
 use super::promise::{JOINING, PREPARED};
 use super::seat::Beginning;
-use super::{CALLS_MAX, Deadline, Node, Options, follow, forming, forward, reconciling, removed, upkeep};
+use super::{
+    CALLS_MAX, Deadline, Node, Options, follow, forming, forward, reached, reconciling, removed, upkeep,
+};
 use crate::error::{Error, Reason, Result};
 use crate::proto::v1::{Founding, Joining};
 use crate::storage::{self, DataDir};
@@ -108,6 +110,7 @@ impl Node {
         node.keep_task(tokio::spawn(reconciling::run(Arc::downgrade(&node))));
         node.keep_task(tokio::spawn(giving_up::run(Arc::downgrade(&node))));
         node.keep_task(tokio::spawn(removed::run(Arc::downgrade(&node))));
+        node.keep_task(tokio::spawn(reached::run(Arc::downgrade(&node))));
         upkeep::start(&node, metrics)?;
         Ok(node)
     }

@@ -33,7 +33,7 @@ use super::status::{Changes, Heard, Role};
 use super::store::Store;
 use super::types::{TypeConfig, log_id, raft_log_id};
 use crate::limits::{GROUP_PENDING_BYTES_MAX, GROUP_PENDING_MAX};
-use crate::types::{LogId, LogKey, ReplicaId};
+use crate::types::{LogId, LogKey, NodeId, ReplicaId};
 use crate::wal;
 
 /// Why a command was not answered.
@@ -439,6 +439,24 @@ impl<M: Machine> Group<M> {
         }
         let passed = self.raft.with_raft_state(|_| ()).await;
         passed.map_err(|error| OpenError { key: self.key, problem: error.to_string() })
+    }
+
+    /// Sends what a node's replicas lack now, if this one leads: the node can be reached again, and the pauses
+    /// between attempts have grown.
+    pub async fn send_at_once(&self, node: NodeId) {
+        let status = self.status();
+        if status.role != Role::Leader {
+            return;
+        }
+        let its = status.voters.iter().chain(&status.learners).filter(|replica| replica.node() == node);
+        let its: Vec<u64> = its.map(|replica| replica.0).collect();
+        if its.is_empty() {
+            // That would mean all.
+            return;
+        }
+        if let Err(error) = self.raft.trigger().reset_backoff(its).await {
+            tracing::debug!(key = %self.key, %error, "nothing is sent any more");
+        }
     }
 
     /// Stops the replica: once this returns, it changes nothing any more. What is under way may or may not have

@@ -71,7 +71,11 @@ pub struct Transport {
     peers: RwLock<BTreeMap<NodeId, Peer>>,
     incoming: Incomers,
     stopping: AtomicBool,
+    reached: watch::Sender<Reached>,
 }
+
+/// How often each peer's connection for entries came up.
+pub type Reached = BTreeMap<NodeId, u64>;
 
 /// One peer at one address.
 #[derive(Debug)]
@@ -93,6 +97,7 @@ impl Transport {
             peers: RwLock::default(),
             incoming: Incomers::default(),
             stopping: AtomicBool::new(false),
+            reached: watch::Sender::default(),
         })
     }
 
@@ -115,6 +120,11 @@ impl Transport {
 
     fn local(&self) -> Option<Arc<Local>> {
         self.local.borrow().clone()
+    }
+
+    /// Tells of connections that came up.
+    pub fn reached(&self) -> watch::Receiver<Reached> {
+        self.reached.subscribe()
     }
 
     /// Says who the others are, and their addresses (`host:port`): connects to new ones, and anew to
@@ -152,6 +162,7 @@ impl Transport {
             options: self.options,
             local: self.local.subscribe(),
             refusal: LastSaid::default(),
+            reached: self.reached.clone(),
         });
         let links =
             CLASSES.map(|class| Link::new(number, class, self.options, self.metrics.outgoing(number, class)));

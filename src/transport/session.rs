@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tonic::{Code, Status, Streaming};
 
+use super::Reached;
 use super::dial::{Connector, Cutter, endpoint};
 use super::handshake::{self, Local, name};
 use super::link::{Link, Requests};
@@ -25,6 +26,7 @@ pub(super) struct Target {
     /// Who this node is; `None` before its cluster is formed.
     pub local: watch::Receiver<Option<Arc<Local>>>,
     pub refusal: LastSaid,
+    pub reached: watch::Sender<Reached>,
 }
 
 /// Keeps `link` connected. Never returns unless the transport is gone; ended by aborting it.
@@ -54,6 +56,9 @@ pub(super) async fn run(link: Arc<Link>, target: Arc<Target>) {
             Ok(opened) => {
                 target.accepted(&link);
                 link.up(session);
+                if link.class == Class::Append {
+                    target.reached.send_modify(|reached| *reached.entry(link.peer).or_default() += 1);
+                }
                 let began = Instant::now();
                 let why = tokio::select! {
                     why = opened.run(&link) => why,

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::super::Options;
 use super::support::*;
 use crate::raft::{CarryError, Class};
+use crate::types::NodeId;
 
 /// Times so short that a test need not wait for them, where they are not its subject.
 fn quick() -> Options {
@@ -92,6 +93,20 @@ async fn a_restarted_peer_is_reached_at_once_by_whoever_wants_to_send() {
     let took = until_reached(&one, 2, Class::Control).await;
     assert!(took < Duration::from_secs(2), "{took:?}");
     drop(two);
+}
+
+#[tokio::test]
+async fn it_is_told_that_a_peer_was_reached_again() {
+    let options = Options::default();
+    let (one, two) = pair(options).await;
+    let reached = one.transport.reached();
+    let times = || reached.borrow().get(&NodeId(2)).copied();
+    until("the first connection is told", || times() == Some(1)).await;
+    let address = two.kill();
+    until("it is noticed", || one.of("connected", 2, "append") == Some(0.0)).await;
+    assert_eq!(times(), Some(1));
+    let _two = Host::start_at(2, options, address);
+    until("the second is told", || times() == Some(2)).await;
 }
 
 #[tokio::test]
@@ -191,7 +206,6 @@ async fn a_peer_that_leaves_takes_its_connections_and_series_along() {
 
 #[tokio::test]
 async fn a_node_that_becomes_another_one_shakes_hands_anew() {
-    use crate::types::NodeId;
     let (one, two) = pair(quick()).await;
     two.dials(&[(1, one.address)]);
     two.connected(1).await;
