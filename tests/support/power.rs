@@ -23,6 +23,7 @@ const SHUTDOWN_NOLOGFLUSH: u32 = 2;
 pub struct PowerCut {
     /// Holds the image and the mount point; removed last.
     _dir: tempfile::TempDir,
+    image: PathBuf,
     device: String,
     mount_point: PathBuf,
     mounted: bool,
@@ -40,8 +41,8 @@ impl PowerCut {
         std::fs::create_dir(&mount_point).expect("the mount point");
         File::create(&image).and_then(|file| file.set_len(size_mib << 20)).expect("the image");
         run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image));
-        let device = run(Command::new("losetup").args(["--find", "--show"]).arg(&image));
-        let mut power = PowerCut { _dir: dir, device, mount_point, mounted: false };
+        let device = attach(&image);
+        let mut power = PowerCut { _dir: dir, image, device, mount_point, mounted: false };
         power.mount();
         power
     }
@@ -67,7 +68,17 @@ impl PowerCut {
     /// their files, or do so within seconds.
     pub fn remount(&mut self) {
         self.unmount();
+        // A device of its own: whoever copied the machine's mounts meanwhile (`ip netns exec` does) holds the old
+        // file system, and mounting its device again would give that one, still without power.
+        self.detach();
+        self.device = attach(&self.image);
         self.mount();
+    }
+
+    fn detach(&self) {
+        if let Err(error) = try_run(Command::new("losetup").args(["--detach", &self.device])) {
+            eprintln!("{error}");
+        }
     }
 
     fn mount(&mut self) {
@@ -93,10 +104,12 @@ impl Drop for PowerCut {
         {
             eprintln!("{error}");
         }
-        if let Err(error) = try_run(Command::new("losetup").args(["--detach", &self.device])) {
-            eprintln!("{error}");
-        }
+        self.detach();
     }
+}
+
+fn attach(image: &Path) -> String {
+    run(Command::new("losetup").args(["--find", "--show"]).arg(image))
 }
 
 /// Returns what it printed.
