@@ -393,7 +393,8 @@ struct Random(u64);
 
 impl Random {
     fn new(seed: u64) -> Random {
-        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        // Where one begins must be far from where the others do: they all take the same steps.
+        Random(Random(seed).next())
     }
 
     fn next(&mut self) -> u64 {

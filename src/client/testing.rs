@@ -1,6 +1,8 @@
 //! Servers on loopback for the tests of the client and of the tools: an in-memory cluster of one that
 //! can be told to misbehave, and listeners that are no servers at all.
 
+mod bugs;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Bound;
@@ -15,6 +17,9 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
+
+pub(crate) use bugs::Bug;
+use bugs::Planted;
 
 use crate::error::{Error, Reason, to_status};
 use crate::proto::v1;
@@ -51,6 +56,7 @@ pub(crate) struct State {
     calls: Mutex<Vec<&'static str>>,
     /// The last one that was given.
     revision: AtomicU64,
+    planted: Mutex<Planted>,
     /// What a watch of the topology begins with; none: there is no such call.
     pub(crate) topology: Mutex<Option<v1::Topology>>,
     /// The members; each partition has a copy on up to three of them.
@@ -76,6 +82,13 @@ impl Fake {
         Fake::listen(plan, "127.0.0.1:0").await
     }
 
+    /// One with a bug.
+    pub(crate) async fn with_bug(bug: Bug) -> Fake {
+        let fake = Fake::start().await;
+        *fake.state.planted.lock().unwrap() = Planted::of(bug);
+        fake
+    }
+
     pub(crate) async fn start_at(address: &str) -> Fake {
         Fake::listen(Box::new(|_, _| Act::Work), address).await
     }
@@ -85,6 +98,7 @@ impl Fake {
             plan,
             records: Mutex::new(BTreeMap::new()),
             revision: AtomicU64::new(0),
+            planted: Mutex::default(),
             calls: Mutex::new(Vec::new()),
             topology: Mutex::default(),
             nodes: Mutex::new(vec![State::node()]),
@@ -351,22 +365,19 @@ impl State {
 #[tonic::async_trait]
 impl v1::kv_server::Kv for State {
     async fn put(&self, request: Request<v1::PutRequest>) -> Result<Response<v1::PutResponse>, Status> {
-        self.act("put", |state| state.write_put(request.into_inner())).await
+        self.act("put", |state| state.buggy_put(request.into_inner())).await
     }
 
     async fn delete(
         &self,
         request: Request<v1::DeleteRequest>,
     ) -> Result<Response<v1::DeleteResponse>, Status> {
-        self.act("delete", |state| state.write_delete(request.into_inner())).await
+        self.act("delete", |state| state.buggy_delete(request.into_inner())).await
     }
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
         let key = request.into_inner().key;
-        self.act("get", |state| {
-            Ok(v1::GetResponse { record: state.records.lock().unwrap().get(&key).cloned() })
-        })
-        .await
+        self.act("get", |state| Ok(v1::GetResponse { record: state.buggy_get(&key) })).await
     }
 
     type ScanStream = Pin<Box<dyn Stream<Item = Result<v1::ScanResponse, Status>> + Send>>;

@@ -191,11 +191,19 @@ impl<'a> Search<'a> {
         Some(candidate)
     }
 
-    /// The operations under way that have not taken effect: of those that are alike, only the first.
+    /// The operations under way that may take effect next: of those that are alike, only the first; of those
+    /// whose revision is known, only that of the lowest, since none can come after a higher one.
     fn may_follow(&self, candidate: &Candidate) -> Vec<u32> {
         let is_open = |id: &&u32| candidate.done.binary_search(id).is_err();
-        let alike = self.alike.values().filter_map(|ids| ids.iter().find(is_open));
-        self.single.iter().filter(is_open).chain(alike).copied().collect()
+        let alike = self.alike.values().filter_map(|ids| ids.iter().find(is_open)).copied();
+        let revision = |id: &u32| match self.operations[*id as usize].answer {
+            Answer::Written { revision, .. } | Answer::Deleted { revision, .. } => Some(revision),
+            _ => None,
+        };
+        let open = self.single.iter().filter(is_open);
+        let lowest = open.clone().filter_map(revision).min();
+        let single = open.filter(|id| revision(id).is_none_or(|own| Some(own) == lowest)).copied();
+        single.chain(alike).collect()
     }
 
     fn unexplained(&self, operation: usize, candidates: &HashSet<Candidate>) -> Unexplained {

@@ -397,12 +397,17 @@ impl Node {
 
     /// Where some replica of the partition is, here if there is one.
     pub(super) fn holder_of(&self, partition: PartitionId) -> Result<Place> {
+        let here = self.replica(partition);
         // One that was never in the group has nothing.
-        if self.replica(partition).is_some_and(|replica| replica.group.status().membership.is_some()) {
+        if here.as_ref().is_some_and(|replica| replica.group.status().membership.is_some()) {
             return Ok(Place::Here);
         }
-        let holder = self.next_holder(partition.group(), None);
-        holder.map(Place::There).ok_or_else(|| self.no_leader(partition.group()))
+        match self.next_holder(partition.group(), None) {
+            Some(holder) => Ok(Place::There(holder)),
+            // It says what is wrong with it.
+            None if here.is_some() => Ok(Place::Here),
+            None => Err(self.no_leader(partition.group())),
+        }
     }
 
     pub(super) fn no_leader(&self, group: GroupId) -> Error {

@@ -260,25 +260,27 @@ impl Node {
             doubtful.into_iter().map(|key| async move { Some((key, self.confirmed(key, state).await?)) });
         let told: HashMap<LogKey, Confirmed> = join_all(asked).await.into_iter().flatten().collect();
 
-        // What was true before the questions need not be any more: decided by what is known now, and until they
-        // are destroyed, whoever follows group 0 must not take them for missing.
-        let following = self.following.lock().await;
-        let state = seat.state.borrow().clone();
-        let present: Vec<Present> = (self.replicas().iter())
-            .map(|(partition, replica)| Present {
-                confirmed: told.get(&replica.group.key()).cloned(),
-                ..memory.present(*partition, &replica.group)
-            })
-            .collect();
-        let excluded = replicas_to_close(&state, &present);
-        for (partition, replica) in &excluded {
-            self.destroy_replica(*partition, *replica).await;
+        // What was true before the questions need not be any more: decided by what is known now, and until it is
+        // destroyed, whoever follows group 0 must not take it for missing. One at a time: each waits for the disk,
+        // and others want the lock.
+        let mut is_any = false;
+        loop {
+            let _following = self.following.lock().await;
+            let state = seat.state.borrow().clone();
+            let present: Vec<Present> = (self.replicas().iter())
+                .map(|(partition, replica)| Present {
+                    confirmed: told.get(&replica.group.key()).cloned(),
+                    ..memory.present(*partition, &replica.group)
+                })
+                .collect();
+            let Some((partition, replica)) = replicas_to_close(&state, &present).first().copied() else {
+                break;
+            };
+            self.destroy_replica(partition, replica).await;
+            is_any = true;
         }
-        drop(following);
         // A newer replica of the same partition may have waited for its place.
-        if !excluded.is_empty()
-            && let Err(error) = super::follow::catch_up(self).await
-        {
+        if is_any && let Err(error) = super::follow::catch_up(self).await {
             self.fail(error.to_string());
         }
     }

@@ -68,7 +68,11 @@ impl Node {
             let why = group.stopped().await;
             let Some(node) = node.upgrade() else { return };
             match group.damage() {
-                Some(_) => tracing::error!(why, "a replica has stopped; the others go on"),
+                Some(_) => {
+                    // Whoever found the damage need not have stopped it: a leader that can't serve must not lead.
+                    group.shutdown().await;
+                    tracing::error!(why, "a replica has stopped; the others go on");
+                }
                 None if is_held(&node, &group) => node.fail(why),
                 // It was given up, or has another one in its place.
                 None => {}

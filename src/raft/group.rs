@@ -462,9 +462,6 @@ impl<M: Machine> Group<M> {
     /// Stops the replica: once this returns, it changes nothing any more. What is under way may or may not have
     /// happened.
     pub async fn shutdown(&self) {
-        if self.damage().is_some() {
-            return;
-        }
         if let Err(error) = self.raft.shutdown().await {
             tracing::error!(key = %self.key, %error, "the consensus core did not stop cleanly");
         }

@@ -50,7 +50,7 @@ impl<'a> Client<'a> {
         let call = self.draw(at, random);
         let started = self.recorder.start(self.number, call);
         let began = Instant::now();
-        let result = self.send(&key, call, random).await;
+        let result = self.send(&key, call).await;
         let took = began.elapsed();
         self.recorder.end(&key, started, answer(call, &result));
         match &result {
@@ -86,13 +86,16 @@ impl<'a> Client<'a> {
     }
 
     /// What it was told; a condition that does not hold is an answer.
-    async fn send(&self, key: &str, call: Call, random: &mut Random) -> Result<Answer> {
+    async fn send(&self, key: &str, call: Call) -> Result<Answer> {
         let client = &self.shared.client;
         let key = key.to_string();
         let answer = match call {
-            Call::Get => client.get(key).await.map(|record| record.map_or(Answer::Missing, found)),
+            Call::Get => client
+                .get(key)
+                .await
+                .map(|record| record.map_or(Answer::Missing, |record| self.found(&record))),
             Call::Put { value, condition } => {
-                let value = self.value(value, random);
+                let value = self.value(value);
                 let written = client.put_if(key, value, precondition(condition)).await;
                 written.map(|it| Answer::Written { version: it.version, revision: it.revision })
             }
@@ -104,16 +107,19 @@ impl<'a> Client<'a> {
         answer.or_else(|error| refused(&error).ok_or(error))
     }
 
-    fn value(&self, number: u64, random: &mut Random) -> Bytes {
-        let mut value = self.shared.values.pick(random.next()).to_vec();
+    /// All of it follows from the number: one that is mixed from two, or cut short, is no put's.
+    fn value(&self, number: u64) -> Bytes {
+        let mut value = self.shared.values.pick(number).to_vec();
         value[..8].copy_from_slice(&number.to_le_bytes());
         value.into()
     }
-}
 
-fn found(record: Record) -> Answer {
-    let number = record.value.first_chunk().map_or(NO_NUMBER, |bytes| u64::from_le_bytes(*bytes));
-    Answer::Found { value: number, version: record.version, revision: record.mod_revision }
+    fn found(&self, record: &Record) -> Answer {
+        let number = record.value.first_chunk().map_or(NO_NUMBER, |bytes| u64::from_le_bytes(*bytes));
+        let is_whole = number < NO_NUMBER && record.value == self.value(number);
+        let value = if is_whole { number } else { NO_NUMBER };
+        Answer::Found { value, version: record.version, revision: record.mod_revision }
+    }
 }
 
 fn precondition(condition: Condition) -> Precondition {

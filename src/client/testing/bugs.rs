@@ -1,0 +1,150 @@
+//! Bugs that a store could have, planted into the fake server, to prove that a checker notices them.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use tonic::Status;
+
+use super::State;
+use crate::proto::v1;
+
+/// What the server does wrong, now and then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bug {
+    /// A read is answered from a copy that is some calls old.
+    StaleRead,
+    /// A put is acknowledged, and not there.
+    LostWrite,
+    /// A put takes effect once more a little later, as one that was sent twice.
+    AppliedTwice,
+    /// Acknowledged writes are in memory only, and one crash loses those since the last flush.
+    AnswersBeforeFsync,
+    /// A condition that does not hold does not keep a write from taking place.
+    IgnoresPrecondition,
+    /// For a while an old leader serves beside the new one, as one that was restarted and goes on leading
+    /// without an election (rule 1); what it took is lost.
+    TwoLeaders,
+    /// Two copies of records differ, and the old ones are taken for right.
+    RepairedFromTheWrongSide,
+}
+
+impl Bug {
+    pub(crate) const ALL: [Bug; 7] = [
+        Bug::StaleRead,
+        Bug::LostWrite,
+        Bug::AppliedTwice,
+        Bug::AnswersBeforeFsync,
+        Bug::IgnoresPrecondition,
+        Bug::TwoLeaders,
+        Bug::RepairedFromTheWrongSide,
+    ];
+}
+
+type Records = BTreeMap<Bytes, v1::Record>;
+
+/// What a bug needs to know.
+#[derive(Debug, Default)]
+pub(crate) struct Planted {
+    bug: Option<Bug>,
+    calls: u64,
+    /// The records some calls ago.
+    old: Records,
+    /// Those of the other leader, while there is one.
+    other: Option<Records>,
+    /// To be applied once more at that call.
+    again: Option<(u64, v1::PutRequest)>,
+}
+
+impl Planted {
+    pub(crate) fn of(bug: Bug) -> Planted {
+        Planted { bug: Some(bug), ..Planted::default() }
+    }
+}
+
+/// Every so many calls, for bugs that strike now and then.
+const EVERY: u64 = 199;
+
+/// The call at which what happens once happens; how long two leaders last.
+const ONCE: u64 = 1500;
+const LASTS: u64 = 200;
+
+/// Calls between two copies.
+const COPIED_EVERY: u64 = 64;
+
+impl State {
+    /// Before each get, put and delete: the bug, if there is one, and the number of the call.
+    fn counted(&self) -> (Option<Bug>, u64) {
+        let mut planted = self.planted.lock().unwrap();
+        let Some(bug) = planted.bug else { return (None, 0) };
+        planted.calls += 1;
+        let call = planted.calls;
+        let mut records = self.records.lock().unwrap();
+        match bug {
+            Bug::AnswersBeforeFsync if call == ONCE => records.clone_from(&planted.old),
+            Bug::RepairedFromTheWrongSide if call == ONCE => {
+                for (key, now) in records.iter_mut() {
+                    if let Some(old) = planted.old.get(key) {
+                        now.clone_from(old);
+                    }
+                }
+            }
+            Bug::TwoLeaders if call == ONCE => planted.other = Some(records.clone()),
+            Bug::TwoLeaders if call == ONCE + LASTS => planted.other = None,
+            _ => {}
+        }
+        if call.is_multiple_of(COPIED_EVERY) && (call < ONCE || bug == Bug::StaleRead) {
+            planted.old.clone_from(&records);
+        }
+        drop(records);
+        if let Some((_, request)) = planted.again.take_if(|(at, _)| *at <= call) {
+            // Its answer goes to nobody.
+            let _ = self.write_put(request);
+        }
+        (Some(bug), call)
+    }
+
+    /// Runs `work` on the records of whichever leader serves this call.
+    fn at_some_leader<R>(&self, call: u64, work: impl FnOnce() -> R) -> R {
+        let mut planted = self.planted.lock().unwrap();
+        let Some(other) = planted.other.as_mut().filter(|_| call.is_multiple_of(2)) else {
+            drop(planted);
+            return work();
+        };
+        std::mem::swap(&mut *self.records.lock().unwrap(), other);
+        let result = work();
+        std::mem::swap(&mut *self.records.lock().unwrap(), other);
+        result
+    }
+
+    pub(super) fn buggy_get(&self, key: &Bytes) -> Option<v1::Record> {
+        let (bug, call) = self.counted();
+        if bug == Some(Bug::StaleRead) && call.is_multiple_of(EVERY) {
+            return self.planted.lock().unwrap().old.get(key).cloned();
+        }
+        self.at_some_leader(call, || self.records.lock().unwrap().get(key).cloned())
+    }
+
+    pub(super) fn buggy_put(&self, mut request: v1::PutRequest) -> Result<v1::PutResponse, Status> {
+        let (bug, call) = self.counted();
+        let strikes = call.is_multiple_of(EVERY);
+        match bug {
+            Some(Bug::LostWrite) if strikes => {
+                let before = self.records.lock().unwrap().clone();
+                let answer = self.write_put(request);
+                *self.records.lock().unwrap() = before;
+                return answer;
+            }
+            Some(Bug::AppliedTwice) if strikes && request.precondition.is_none() => {
+                self.planted.lock().unwrap().again = Some((call + 20, request.clone()));
+            }
+            Some(Bug::IgnoresPrecondition) if call.is_multiple_of(20) => request.precondition = None,
+            _ => {}
+        }
+        self.at_some_leader(call, || self.write_put(request))
+    }
+
+    pub(super) fn buggy_delete(&self, request: v1::DeleteRequest) -> Result<v1::DeleteResponse, Status> {
+        let (_, call) = self.counted();
+        self.at_some_leader(call, || self.write_delete(request))
+    }
+}
