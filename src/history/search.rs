@@ -11,9 +11,10 @@
 //! An operation whose outcome is unknown stays under way for ever, and need not take effect. Many of them
 //! would make many states; those that nobody can tell apart (writes of values that nobody read, deletes, each
 //! with equal conditions) are therefore tried in the order of their invocation only: one that was invoked
-//! earlier can be put wherever a later one can.
+//! earlier can be put wherever a later one can. And of two states that differ only in which of them have taken
+//! effect, the one in which fewer have is enough.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::Operation;
 use super::model::{Answer, Call, Condition, State, UNREAD};
@@ -45,8 +46,26 @@ const SHOWN_MAX: usize = 8;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Candidate {
     state: State,
-    /// The operations under way that have taken effect in it, sorted.
+    /// The operations under way that have taken effect in it and will be answered, sorted.
     done: Vec<u32>,
+    /// Those that have taken effect and will not be answered, sorted.
+    spent: Vec<u32>,
+}
+
+impl Candidate {
+    fn has(&self, id: u32) -> bool {
+        self.done.binary_search(&id).is_ok() || self.spent.binary_search(&id).is_ok()
+    }
+
+    /// The same in another state, after an operation has taken effect.
+    fn after(&self, state: State, id: u32, is_unknown: bool) -> Candidate {
+        let Candidate { mut done, mut spent, .. } = self.clone();
+        let taken = if is_unknown { &mut spent } else { &mut done };
+        if let Err(at) = taken.binary_search(&id) {
+            taken.insert(at, id);
+        }
+        Candidate { state, done, spent }
+    }
 }
 
 /// Operations that nobody can tell apart.
@@ -106,7 +125,7 @@ impl<'a> Search<'a> {
         }
         events.sort_unstable();
         let mut candidates: HashSet<Candidate> =
-            [Candidate { state: State::default(), done: Vec::new() }].into();
+            [Candidate { state: State::default(), done: Vec::new(), spent: Vec::new() }].into();
         for (_, event) in events {
             match event {
                 Event::Invoked(index) => self.invoked(index),
@@ -139,37 +158,39 @@ impl<'a> Search<'a> {
     /// The candidates in which the operation has taken effect; `None`: the budget is spent.
     fn answered(&mut self, index: usize, candidates: &HashSet<Candidate>) -> Option<HashSet<Candidate>> {
         let id = u32::try_from(index).expect("a history has fewer than 4 billion operations");
-        let mut next = HashSet::new();
-        let mut seen: HashSet<Candidate> = HashSet::new();
-        let mut open: Vec<Candidate> = Vec::new();
+        let mut next = Undominated::default();
+        let mut seen = Undominated::default();
+        // By how many have been spent, so that those that do without come first.
+        let mut open: BTreeMap<usize, Vec<Candidate>> = BTreeMap::new();
         for candidate in candidates {
             let candidate = self.with_reads(candidate.clone())?;
-            if seen.insert(candidate.clone()) {
-                open.push(candidate);
+            if seen.add(&candidate) {
+                open.entry(candidate.spent.len()).or_default().push(candidate);
             }
         }
-        while let Some(candidate) = open.pop() {
+        while let Some(mut least) = open.first_entry() {
+            let Some(mut candidate) = least.get_mut().pop() else {
+                least.remove();
+                continue;
+            };
             if let Ok(at) = candidate.done.binary_search(&id) {
-                let mut done = candidate.done;
-                done.remove(at);
-                next.insert(Candidate { state: candidate.state, done });
+                candidate.done.remove(at);
+                next.add(&candidate);
                 continue;
             }
             for other in self.may_follow(&candidate) {
                 self.budget = self.budget.checked_sub(1)?;
                 let answer = self.operations[other as usize].answer;
                 let Some(state) = candidate.state.after(self.calls[other as usize], answer) else { continue };
-                let mut done = candidate.done.clone();
-                let at = done.binary_search(&other).expect_err("it has not taken effect");
-                done.insert(at, other);
-                let following = self.with_reads(Candidate { state, done })?;
-                if seen.insert(following.clone()) {
-                    open.push(following);
+                let following = candidate.after(state, other, answer == Answer::Unknown);
+                let following = self.with_reads(following)?;
+                if seen.add(&following) {
+                    open.entry(following.spent.len()).or_default().push(following);
                 }
             }
         }
         self.single.retain(|other| *other != id);
-        Some(next)
+        Some(next.into_candidates())
     }
 
     /// The same candidate, with all that changes nothing and fits now.
@@ -194,7 +215,7 @@ impl<'a> Search<'a> {
     /// The operations under way that may take effect next: of those that are alike, only the first; of those
     /// whose revision is known, only that of the lowest, since none can come after a higher one.
     fn may_follow(&self, candidate: &Candidate) -> Vec<u32> {
-        let is_open = |id: &&u32| candidate.done.binary_search(id).is_err();
+        let is_open = |id: &&u32| !candidate.has(**id);
         let alike = self.alike.values().filter_map(|ids| ids.iter().find(is_open)).copied();
         let revision = |id: &u32| match self.operations[*id as usize].answer {
             Answer::Written { revision, .. } | Answer::Deleted { revision, .. } => Some(revision),
@@ -220,5 +241,32 @@ impl<'a> Search<'a> {
         under_way.retain(|index| *index != operation);
         under_way.sort_unstable();
         Unexplained { operation, possible, under_way }
+    }
+}
+
+/// Candidates without those that can do no more than another one: the same state with the same operations done,
+/// and of those that will never be answered, all that the other has spent are spent, too.
+#[derive(Default)]
+struct Undominated(HashMap<(State, Vec<u32>), Vec<Vec<u32>>>);
+
+impl Undominated {
+    /// False: another one can do as much.
+    fn add(&mut self, candidate: &Candidate) -> bool {
+        let is_part = |small: &[u32], large: &[u32]| small.iter().all(|id| large.binary_search(id).is_ok());
+        let all = self.0.entry((candidate.state, candidate.done.clone())).or_default();
+        if all.iter().any(|other| is_part(other, &candidate.spent)) {
+            return false;
+        }
+        all.retain(|other| !is_part(&candidate.spent, other));
+        all.push(candidate.spent.clone());
+        true
+    }
+
+    fn into_candidates(self) -> HashSet<Candidate> {
+        let mut candidates = HashSet::new();
+        for ((state, done), all) in self.0 {
+            candidates.extend(all.into_iter().map(|spent| Candidate { state, done: done.clone(), spent }));
+        }
+        candidates
     }
 }

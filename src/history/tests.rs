@@ -123,6 +123,28 @@ fn many_unknown_outcomes_are_no_many_states() {
     assert_eq!(search(&operations, 10), Verdict::Undecided);
 }
 
+/// Each can hide before any delete: without a trace, and so at little cost.
+#[test]
+fn writes_that_leave_no_trace_cost_little() {
+    let mut operations = Vec::new();
+    for at in 0..3 {
+        let condition = Condition::Version(1 + 3 * at);
+        operations.push(operation(50, (at, 0), Call::Delete { condition }, Answer::Unknown));
+        operations.push(operation(51, (at, 0), put_if(900 + at, condition), Answer::Unknown));
+        operations.push(operation(52, (at, 0), put(800 + at), Answer::Unknown));
+    }
+    for round in 0..500 {
+        let (time, revision) = (100 + 40 * round, 10 * round);
+        for version in 1..=8 {
+            let answer = written(version, revision + version);
+            operations.push(operation(1, (time + 2 * version, time + 2 * version + 1), put(version), answer));
+        }
+        let deleted = Answer::Deleted { existed: true, revision: revision + 9 };
+        operations.push(operation(1, (time + 20, time + 21), DELETE, deleted));
+    }
+    assert_eq!(search(&operations, 2_000_000), Verdict::Linearizable);
+}
+
 #[test]
 fn a_violation_says_what_and_why() {
     let operations = vec![
