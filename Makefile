@@ -98,7 +98,7 @@ test-system: deb rpm ## run the system tests (as root, after make test-deps)
 torture: ## faults by the dice and checked histories, for MINUTES (as root, after make test-deps)
 	RUSHKV_COMMIT=$$(git rev-parse --short HEAD) RUSHKV_TORTURE_MINUTES=$(or $(MINUTES),10) \
 		RUSHKV_LEDGER=$(or $(LEDGER),$(CURDIR)/target/ledger.md) \
-		$(CARGO) test --locked --features system-tests --test torture -- --nocapture --test-threads=1
+		$(CARGO) test --locked --features system-tests --test torture -- --nocapture --test-threads=2
 
 stage: build
 	packaging/stage $(BUILT) $(PACKAGES)/stage

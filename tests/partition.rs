@@ -175,16 +175,7 @@ async fn one_cut_off(network: &Network, engine: &'static str) {
 
 fn on_a_network(name: &str, engine: &'static str) {
     let network = Network::new(name, 3);
-    std::thread::scope(|scope| {
-        let run = scope.spawn(|| {
-            network.enter();
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-            runtime.block_on(one_cut_off(&network, engine));
-        });
-        if let Err(panic) = run.join() {
-            std::panic::resume_unwind(panic);
-        }
-    });
+    network.run(|| one_cut_off(&network, engine));
 }
 
 #[test]

@@ -34,7 +34,7 @@ const FAULTS: usize = 8;
 /// For the last calls, and for the check.
 const ENDS_WITHIN: Duration = Duration::from_secs(120);
 
-/// Calls that have to have been answered between two faults, so that each strikes under load.
+/// Calls that have to have been answered for each fault, on the average: the load goes on all the time.
 const CALLS_MIN: u64 = 100;
 
 /// `rushkv-cli bench --check`, as a process.
@@ -135,16 +135,7 @@ async fn torture(network: &Network, engine: &'static str, seed: u64) {
 
 fn on_a_network(name: &str, engine: &'static str) {
     let network = Network::new(name, 3);
-    std::thread::scope(|scope| {
-        let run = scope.spawn(|| {
-            network.enter();
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-            runtime.block_on(seeds(&network, engine));
-        });
-        if let Err(panic) = run.join() {
-            std::panic::resume_unwind(panic);
-        }
-    });
+    network.run(|| seeds(&network, engine));
 }
 
 async fn seeds(network: &Network, engine: &'static str) {

@@ -257,10 +257,7 @@ impl State {
         }
         let is_new = match self.partition_mut(group) {
             Some(partition) => partition.report(replicas, index),
-            None => {
-                let before = self.group0.replicas.clone();
-                self.group0.report(replicas, index) && self.group0.replicas != before
-            }
+            None => self.group0.report(replicas, index),
         };
         if is_new {
             self.epoch.0 += 1;

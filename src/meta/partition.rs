@@ -29,15 +29,16 @@ impl Holders {
         }
     }
 
-    /// Takes a report; false: it was delayed, and overtaken by a newer one.
+    /// Takes a report, unless it was delayed, and overtaken by a newer one; true: that is something new.
     pub(super) fn report(&mut self, mut replicas: Vec<ReplicaId>, index: u64) -> bool {
         if index < self.index {
             return false;
         }
         replicas.sort_unstable();
         replicas.dedup();
+        let is_new = self.replicas != replicas;
         *self = Holders { replicas, index };
-        true
+        is_new
     }
 
     pub(super) fn name(&self, number: NodeId) -> bool {
@@ -163,7 +164,7 @@ impl Partition {
         for replica in excluded.copied().collect::<Vec<_>>() {
             self.replace(replica);
         }
-        self.holders.replicas != before
+        true
     }
 
     /// Another replica takes the place of one that its node destroyed; false: it is not wanted.

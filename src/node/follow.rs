@@ -21,7 +21,7 @@ use crate::{kv, meta};
 /// What could not be told to group 0 is told again this much later.
 const AGAIN: Duration = Duration::from_millis(200);
 
-/// Without any change of group 0: a replica that is destroyed here is not one.
+/// How long a change of group 0 is waited for: a replica that was destroyed here is told, though none comes.
 const AT_LATEST: Duration = Duration::from_secs(10);
 
 /// For one attempt to tell group 0 of something.
@@ -197,7 +197,14 @@ impl Node {
     /// not be told of some.
     async fn tell_destroyed(&self) -> bool {
         let (Some(cluster), Some(seat)) = (self.cluster(), self.seat()) else { return false };
-        let Ok(tombstones) = self.tombstones() else { return true };
+        let tombstones = match self.tombstones() {
+            Ok(tombstones) => tombstones,
+            Err(error) => {
+                // Whoever follows group 0 next reads them, too, and ends the node if they can't be read.
+                tracing::warn!(%error, "the replicas that were destroyed here can't be read");
+                return true;
+            }
+        };
         let mut more = false;
         for (partition, replica) in reconcile::replicas_to_renew(&cluster.state, seat.number(), &tombstones) {
             let command = meta::Command::Renew { partition, replica };

@@ -27,7 +27,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Makes the hosts 1, 2, ... on one bridge. The test itself is a further one, see [`Network::enter`].
+    /// Makes the hosts 1, 2, ... on one bridge. The test itself is a further one, see [`Network::run`].
     pub fn new(name: &str, hosts: usize) -> Network {
         assert!(rustix::process::geteuid().is_root(), "namespaces need root");
         let network = Network { prefix: format!("rushkv-{name}-{}", std::process::id()), hosts };
@@ -54,11 +54,25 @@ impl Network {
     }
 
     /// Moves the calling thread, and the threads that it starts from now on, onto the bridge.
-    pub fn enter(&self) {
+    fn enter(&self) {
         let namespace =
             File::open(format!("/run/netns/{}", self.namespace(0))).expect("the namespace is there");
         let moved = move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network));
         moved.expect("a thread may enter a namespace");
+    }
+
+    /// Runs a test on the bridge, on a runtime whose threads are all there; its panics are the caller's.
+    pub fn run<F: Future<Output = ()>>(&self, test: impl FnOnce() -> F + Send) {
+        std::thread::scope(|scope| {
+            let run = scope.spawn(|| {
+                self.enter();
+                let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+                runtime.expect("a runtime").block_on(test());
+            });
+            if let Err(panic) = run.join() {
+                std::panic::resume_unwind(panic);
+            }
+        });
     }
 
     /// The name of a host's namespace, for `ip netns exec`.
