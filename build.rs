@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-const PROTOS: [&str; 5] = [
+const PROTOS: [&str; 6] = [
     "rushkv.proto",
     "rushkv/v1/kv.proto",
     "rushkv/v1/cluster.proto",
     "rushkv/v1/transport.proto",
+    "rushkv/v1/debug.proto",
     "rushkv/v1/peer.proto",
 ];
 

@@ -57,6 +57,10 @@ impl Reader {
         Ok(self.input.get_u64_le())
     }
 
+    pub fn u128(&mut self) -> Result<u128, Malformed> {
+        Ok(u128::from(self.u64()?) | u128::from(self.u64()?) << 64)
+    }
+
     /// A `u32` length and that many bytes, without copying them.
     pub fn bytes(&mut self) -> Result<Bytes, Malformed> {
         let len = self.u32()? as usize;

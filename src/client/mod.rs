@@ -49,6 +49,7 @@ pub use types::{
 use crate::error::Result;
 use crate::limits;
 use crate::proto::v1;
+use crate::proto::v1::debug_client::DebugClient;
 use crate::transport::GatedChannel;
 use v1::cluster_client::ClusterClient;
 use v1::kv_client::KvClient;
@@ -321,6 +322,19 @@ impl Client {
         Ok(())
     }
 
+    /// Compares the replicas of these partitions, or of all.
+    pub async fn compare(&self, partitions: Vec<u32>) -> Result<Vec<v1::Comparison>> {
+        let send = |channel, request| async move { debug_client(channel).compare(request).await };
+        let answer: v1::CompareResponse = self.ask(v1::CompareRequest { partitions }, send).await?;
+        Ok(answer.comparisons)
+    }
+
+    /// Lets every node check all that its engine holds, from now on.
+    pub async fn scrub(&self) -> Result<v1::ScrubResponse> {
+        let send = |channel, request| async move { debug_client(channel).scrub(request).await };
+        self.ask(v1::ScrubRequest {}, send).await
+    }
+
     async fn ask<M, R, S, F>(&self, message: M, send: S) -> Result<R>
     where
         M: Clone,
@@ -347,6 +361,12 @@ impl fmt::Debug for Client {
 
 fn kv_client(channel: GatedChannel) -> KvClient<GatedChannel> {
     KvClient::new(channel)
+        .max_decoding_message_size(limits::DECODE_BYTES_MAX)
+        .max_encoding_message_size(limits::DECODE_BYTES_MAX)
+}
+
+fn debug_client(channel: GatedChannel) -> DebugClient<GatedChannel> {
+    DebugClient::new(channel)
         .max_decoding_message_size(limits::DECODE_BYTES_MAX)
         .max_encoding_message_size(limits::DECODE_BYTES_MAX)
 }

@@ -14,6 +14,7 @@ const EXAMPLES: &str = "Examples:
   rushkvctl partition show user:1
   rushkvctl cluster join db4:8080
   rushkvctl cluster leave node4
+  rushkvctl debug hash && echo all replicas hold the same
 
 Health ends with exit code 0 if the cluster is healthy and 5 if it is not, or can't be asked.";
 
@@ -45,6 +46,9 @@ pub enum Command {
     /// Its partitions
     #[command(subcommand)]
     Partition(Partition),
+    /// Whether what is stored is what was written
+    #[command(subcommand)]
+    Debug(Debug),
 }
 
 #[derive(Debug, Clone, PartialEq, Subcommand)]
@@ -83,4 +87,24 @@ pub enum Partition {
         /// The key
         key: OsString,
     },
+}
+
+#[derive(Debug, Clone, PartialEq, Subcommand)]
+pub enum Debug {
+    /// Compares what the replicas hold: exit code 0 if it is the same, else 5
+    ///
+    /// One line per replica, with a hash of all records of its partition, taken by every replica at the same
+    /// place of its log. "same": nobody differs. "incomplete": nobody who could be asked does. "majority":
+    /// some differ from the majority, and are stopped and rebuilt. "none": some differ, nobody can say who is
+    /// right, and the partition serves stale reads only. The cluster compares by itself, too, every minute.
+    Hash {
+        /// Partitions by their number; all if there is none
+        partitions: Vec<u32>,
+    },
+    /// Lets every node read all that it holds, and check it, from now on
+    ///
+    /// Each node does so by itself once a day. A replica whose records are not what was written stops, and is
+    /// rebuilt if its partition has three copies or more; rushkvctl cluster health and the metrics
+    /// rushkv_node_scrub_* tell.
+    Scrub,
 }

@@ -2,6 +2,7 @@
 
 mod args;
 mod cluster;
+mod debug;
 mod node;
 mod partition;
 mod standing;
@@ -15,7 +16,7 @@ use clap::CommandFactory as _;
 
 use crate::cli::tool::{self, Fault, Outcome, Printer};
 use crate::client::Client;
-use args::{Args, Cluster, Command, Node, Partition};
+use args::{Args, Cluster, Command, Debug, Node, Partition};
 
 /// The program: reads the process's arguments, ends with its exit code.
 pub fn main() -> ExitCode {
@@ -56,6 +57,8 @@ async fn command_outcome(command: Command, client: &Client, printer: &mut Printe
         Command::Cluster(Cluster::Join { address }) => cluster::join(&address, client, printer).await,
         Command::Cluster(Cluster::Leave { node, yes }) => cluster::leave(&node, yes, client, printer).await,
         Command::Node(Node::List) => node::list(client, printer).await,
+        Command::Debug(Debug::Hash { partitions }) => debug::hash(partitions, client, printer).await,
+        Command::Debug(Debug::Scrub) => debug::scrub(client, printer).await,
         Command::Partition(Partition::List) => partition::list(client, printer).await,
         Command::Partition(Partition::Show { key }) => partition::show(key, client, printer).await,
     }

@@ -39,6 +39,8 @@ pub enum Reason {
     OutcomeUnknown,
     /// This node's copy can't be read, and is being replaced.
     ReplicaFailed,
+    /// The partition's replicas differ, with no majority to say which is right; refused before anything happened.
+    Diverged,
     /// The call exists in the interface but not yet in this version.
     Unimplemented,
     /// A bug, or a message from a program that is not ours.
@@ -83,7 +85,7 @@ pub const DOMAIN: &str = "rushkv";
 
 /// The table of errors. Unknown outcomes are never `UNAVAILABLE`: proxies and gRPC's own retry
 /// policies repeat that one, which would turn one write into two.
-pub const TABLE: [Row; 14] = {
+pub const TABLE: [Row; 15] = {
     use Happened::{No, Unknown};
     use Reason::*;
     use tonic::Code;
@@ -206,6 +208,15 @@ pub const TABLE: [Row; 14] = {
             5,
             "this node's copy of the partition can't be read",
             "see rushkvctl cluster health and the node's log",
+        ),
+        row(
+            Diverged,
+            "DIVERGED",
+            Code::DataLoss,
+            No,
+            5,
+            "the partition's replicas differ, and no majority says which is right",
+            "see rushkvctl debug hash; stale reads are still served, each by its node's own replica",
         ),
         row(
             Unimplemented,

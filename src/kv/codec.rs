@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{Command, Op, Outcome, Precondition, Record};
+use super::{Answer, Command, Mark, Op, Outcome, Precondition, Record, Verdict};
 use crate::codec::{Malformed, Reader, Writer as _};
 
 /// What is kept of a key: its record, or, until the next checkpoint, that it was deleted and when.
@@ -77,10 +77,14 @@ fn checksum(key: &[u8], header: &[u8], value: &[u8]) -> u32 {
     crc32c::crc32c_append(sum, value)
 }
 
-/// First byte of a command, in version 1: writes; or that from here on none takes effect, or again does.
+/// First byte of a command, in version 1: writes; that from here on none takes effect, or again does; a mark,
+/// and what came of comparing the replicas at one.
 const WRITES: u8 = 1;
 const SEAL: u8 = 2;
 const UNSEAL: u8 = 3;
+const MARK: u8 = 4;
+const MAJORITY: u8 = 5;
+const NO_MAJORITY: u8 = 6;
 
 const PUT: u8 = 1;
 const DELETE: u8 = 2;
@@ -132,6 +136,28 @@ pub fn encode_unseal() -> Bytes {
     Bytes::from_static(&[UNSEAL])
 }
 
+/// The command at which every replica notes what its records come to.
+pub fn encode_mark_command() -> Bytes {
+    Bytes::from_static(&[MARK])
+}
+
+/// The command that tells the replicas what they came to.
+pub fn encode_verdict(verdict: &Verdict) -> Bytes {
+    let mut out = BytesMut::with_capacity(25);
+    match verdict {
+        Verdict::Majority { mark, hash } => {
+            out.put_u8(MAJORITY);
+            out.put_u64_le(*mark);
+            out.put_u128_le(*hash);
+        }
+        Verdict::NoMajority { mark } => {
+            out.put_u8(NO_MAJORITY);
+            out.put_u64_le(*mark);
+        }
+    }
+    out.freeze()
+}
+
 /// What a command asks for.
 ///
 /// # Errors
@@ -142,6 +168,9 @@ pub fn decode_command(bytes: Bytes) -> Result<Command, Malformed> {
         WRITES => Command::Writes(take_ops(&mut input)?),
         SEAL => Command::Seal,
         UNSEAL => Command::Unseal,
+        MARK => Command::Mark,
+        MAJORITY => Command::Verdict(Verdict::Majority { mark: input.u64()?, hash: input.u128()? }),
+        NO_MAJORITY => Command::Verdict(Verdict::NoMajority { mark: input.u64()? }),
         other => return Err(input.error(format!("unknown kind {other}"))),
     };
     input.end()?;
@@ -199,6 +228,29 @@ pub(super) fn encode_sealed() -> Bytes {
     Bytes::from_static(&[SEALED])
 }
 
+/// The answer to writes of a halted partition.
+const HALTED: u8 = 5;
+
+pub(super) fn encode_halted() -> Bytes {
+    Bytes::from_static(&[HALTED])
+}
+
+/// The answer to a mark.
+pub(super) fn encode_mark(index: u64, hash: u128) -> Bytes {
+    let mut out = BytesMut::with_capacity(24);
+    out.put_u64_le(index);
+    out.put_u128_le(hash);
+    out.freeze()
+}
+
+/// What a mark was answered.
+pub fn decode_mark(bytes: Bytes) -> Result<Mark, Malformed> {
+    let mut input = Reader::new("answer to a mark", bytes);
+    let mark = Mark { index: input.u64()?, hash: input.u128()? };
+    input.end()?;
+    Ok(mark)
+}
+
 /// The answer to a seal.
 pub(super) fn encode_written(written: bool) -> Bytes {
     Bytes::copy_from_slice(&[u8::from(written)])
@@ -213,11 +265,12 @@ pub fn decode_written(bytes: &Bytes) -> Result<bool, Malformed> {
     }
 }
 
-/// The outcomes of a command, one for each of its operations, in order; `None`: the partition is sealed,
-/// and none took place.
-pub fn decode_outcomes(bytes: Bytes) -> Result<Option<Vec<Outcome>>, Malformed> {
-    if bytes[..] == [SEALED] {
-        return Ok(None);
+/// What writes were answered.
+pub fn decode_answer(bytes: Bytes) -> Result<Answer, Malformed> {
+    match bytes[..] {
+        [SEALED] => return Ok(Answer::Sealed),
+        [HALTED] => return Ok(Answer::Halted),
+        _ => {}
     }
     let mut input = Reader::new("answer", bytes);
     let mut outcomes = Vec::new();
@@ -229,7 +282,7 @@ pub fn decode_outcomes(bytes: Bytes) -> Result<Option<Vec<Outcome>>, Malformed> 
             other => return Err(input.error(format!("unknown outcome {other}"))),
         });
     }
-    Ok(Some(outcomes))
+    Ok(Answer::Outcomes(outcomes))
 }
 
 #[cfg(test)]
@@ -263,6 +316,14 @@ mod tests {
         }
 
         #[test]
+        fn verdicts_survive(mark: u64, hash: u128, majority: bool) {
+            let verdict =
+                if majority { Verdict::Majority { mark, hash } } else { Verdict::NoMajority { mark } };
+            prop_assert_eq!(decode_command(encode_verdict(&verdict)).unwrap(), Command::Verdict(verdict));
+            prop_assert_eq!(decode_mark(encode_mark(mark, hash)).unwrap(), Mark { index: mark, hash });
+        }
+
+        #[test]
         fn records_survive_and_no_flipped_bit_is_served(
             key in any_bytes(), value in any_bytes(), version: u64, create: u64, modified: u64, bit: usize,
         ) {
@@ -282,7 +343,8 @@ mod tests {
         fn nonsense_is_an_error_not_a_panic(bytes: Vec<u8>) {
             let bytes = Bytes::from(bytes);
             let _ = decode_command(bytes.clone());
-            let _ = decode_outcomes(bytes.clone());
+            let _ = decode_answer(bytes.clone());
+            let _ = decode_mark(bytes.clone());
             let _ = decode_stored(b"key", &bytes);
         }
     }

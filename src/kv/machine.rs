@@ -1,27 +1,32 @@
 //! Applies the commands of a data group to its space.
 //!
-//! Space layout: `r` key → record; `t` → how much the space holds, there since the first write that took
-//! effect; `s` → when it was sealed.
+//! Space layout: `r` key → record; `t` → what the records come to, there since the first write that took
+//! effect; `s` → when it was sealed; `h` → when it was halted; `m` → marks.
 
 use std::collections::VecDeque;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 
 use super::codec::{
-    Stored, decode_command, decode_stored, encode_outcomes, encode_sealed, encode_stored, encode_written,
+    Stored, decode_command, decode_stored, encode_halted, encode_mark, encode_outcomes, encode_sealed,
+    encode_stored, encode_written,
 };
+use super::marks::Marks;
 use super::seals::Seals;
-use super::{Command, Op, Outcome, Precondition, Record};
-use crate::codec::{Malformed, Reader};
+use super::summary::{Summary, count};
+use super::{Command, Op, Outcome, Precondition, Record, Verdict};
+use crate::codec::Malformed;
 use crate::raft::{ApplyError, Space, SpaceView, Txn};
 use crate::storage::{self, KeyRange, Order};
 
-const RECORD: u8 = b'r';
+pub(super) const RECORD: u8 = b'r';
 const TOTALS: &[u8] = b"t";
 const SEALS: &[u8] = b"s";
+const HALTS: &[u8] = b"h";
+const MARKS: &[u8] = b"m";
 
 /// Tombstones dropped in one batch: what a checkpoint frees is spread over many small writes.
 const TOMBSTONES_PER_BATCH: usize = 1024;
@@ -32,6 +37,8 @@ pub struct Totals {
     keys: AtomicU64,
     bytes: AtomicU64,
     written: AtomicBool,
+    halted: AtomicBool,
+    settled: AtomicBool,
 }
 
 impl Totals {
@@ -48,18 +55,33 @@ impl Totals {
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
+
+    /// Whether the replicas were found to differ, with no majority to say which is right: nothing
+    /// linearizable is served.
+    pub fn is_halted(&self) -> bool {
+        self.halted.load(Ordering::Relaxed)
+    }
+
+    /// Whether what the space says that its records come to is about the records that are there. Not so
+    /// during a redo.
+    pub fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Relaxed)
+    }
 }
 
 /// The state machine of a partition.
 #[derive(Debug)]
 pub struct Machine {
     totals: Arc<Totals>,
-    keys: u64,
-    bytes: u64,
+    summary: Summary,
     changed: bool,
     /// There are totals, or there will be: see `finish`.
     written: bool,
+    /// The totals in the space are of another moment than its records.
+    unsettled: bool,
     seals: Seals,
+    halts: Seals,
+    marks: Marks,
     /// Deletes leave a tombstone until a checkpoint has them: the engine does not recover a prefix.
     keep_tombstones: bool,
     /// Keys and revisions of tombstones, oldest first.
@@ -74,11 +96,13 @@ impl Machine {
     pub fn new(recovers_prefix: bool) -> Machine {
         Machine {
             totals: Arc::new(Totals::default()),
-            keys: 0,
-            bytes: 0,
+            summary: Summary::default(),
             changed: false,
             written: false,
+            unsettled: false,
             seals: Seals::default(),
+            halts: Seals::default(),
+            marks: Marks::default(),
             keep_tombstones: !recovers_prefix,
             tombstones: VecDeque::new(),
             checkpointed: 0,
@@ -93,10 +117,8 @@ impl Machine {
     fn apply_op(&mut self, index: u64, op: Op, txn: &mut Txn<'_>) -> Result<Outcome, ApplyError> {
         let key = op.key().clone();
         let record_key = record_key(&key);
-        let stored = match txn.get(&record_key)? {
-            Some(bytes) => Some(decode_stored(&key, &bytes)?),
-            None => None,
-        };
+        let before = txn.get(&record_key)?.unwrap_or_default();
+        let stored = if before.is_empty() { None } else { Some(decode_stored(&key, &before)?) };
         let current = match stored {
             Some(Stored::Live(record)) => Some(record),
             Some(Stored::Tombstone { .. }) | None => None,
@@ -115,15 +137,18 @@ impl Machine {
             Op::Put { value, .. } => {
                 let version = current_version + 1;
                 let create_revision = current.as_ref().map_or(index, |record| record.create_revision);
-                self.count_out(&key, current.as_ref());
-                self.count_in(&key, &value);
+                self.take(&key, current.as_ref(), &before);
                 let record = Record { value, version, create_revision, mod_revision: index };
-                txn.put(record_key, encode_stored(&key, &Stored::Live(record)));
+                let value = record.value.clone();
+                let stored = encode_stored(&key, &Stored::Live(record));
+                self.summary.add(&key, &value, &stored);
+                self.changed = true;
+                txn.put(record_key, stored);
                 Ok(Outcome::Put { version, revision: index })
             }
             Op::Delete { .. } => {
                 let existed = current.is_some();
-                self.count_out(&key, current.as_ref());
+                self.take(&key, current.as_ref(), &before);
                 if existed && self.keep_tombstones {
                     txn.put(record_key, encode_stored(&key, &Stored::Tombstone { mod_revision: index }));
                     self.tombstones.push_back((key, index));
@@ -149,38 +174,60 @@ impl Machine {
         Ok(left)
     }
 
-    fn count_in(&mut self, key: &[u8], value: &[u8]) {
-        self.keys += 1;
-        self.bytes += (key.len() + value.len()) as u64;
-        self.changed = true;
-    }
-
-    fn count_out(&mut self, key: &[u8], record: Option<&Record>) {
+    fn take(&mut self, key: &[u8], record: Option<&Record>, stored: &[u8]) {
         if let Some(record) = record {
-            self.keys -= 1;
-            self.bytes -= (key.len() + record.value.len()) as u64;
+            self.summary.take(key, &record.value, stored);
             self.changed = true;
         }
     }
 
-    /// Counts what is there, and finds the tombstones that are left. Returns the newest revision.
-    fn recount(&mut self, space: &Space) -> Result<u64, ApplyError> {
-        let view = space.view()?;
-        let mut newest = 0;
-        let mut tombstones = Vec::new();
-        for pair in view.scan(storage::prefix_range(&[RECORD]), Order::Ascending) {
-            let (key, value) = pair?;
-            let key = key.slice(1..);
-            let stored = decode_stored(&key, &value)?;
-            newest = newest.max(stored.mod_revision());
-            match stored {
-                Stored::Live(record) => self.count_in(&key, &record.value),
-                Stored::Tombstone { mod_revision } => tombstones.push((key, mod_revision)),
-            }
+    /// Finds the tombstones that are left. Where the summary is no more than a guess, since the records may be
+    /// ahead of it, it is made anew; else it must hold.
+    fn recount(&mut self, space: &Space, redo: bool) -> Result<u64, ApplyError> {
+        let Some(mut counted) = count(&space.view()?, |_| true)? else { return Ok(0) };
+        if !redo && counted.summary != self.summary {
+            return Err(ApplyError::Malformed(self.summary.unlike(&counted.summary)));
         }
-        tombstones.sort_by_key(|(_, revision)| *revision);
-        self.tombstones = tombstones.into();
-        Ok(newest)
+        self.summary = counted.summary;
+        counted.tombstones.sort_by_key(|(_, revision)| *revision);
+        self.tombstones = counted.tombstones.into();
+        Ok(counted.newest)
+    }
+
+    /// What the leader found when it compared the replicas at a mark.
+    fn judge(&mut self, index: u64, verdict: Verdict, txn: &mut Txn<'_>) -> Result<(), ApplyError> {
+        let halted = match verdict {
+            Verdict::Majority { mark, hash } => {
+                // In a redo the comparison was made before.
+                let own = self.marks.at(mark).filter(|_| index > self.ahead_until);
+                if let Some(own) = own.filter(|own| *own != hash) {
+                    let problem = format!(
+                        "at log index {mark} they come to {own:032x}, and to {hash:032x} on the majority of replicas"
+                    );
+                    return Err(ApplyError::Malformed(Malformed::new("the records", problem)));
+                }
+                false
+            }
+            Verdict::NoMajority { .. } => true,
+        };
+        let before = self.halts.clone();
+        match halted {
+            true => self.halts.seal(index),
+            false => self.halts.unseal(index),
+        }
+        if self.halts != before {
+            txn.put(Bytes::from_static(HALTS), self.halts.encode());
+        }
+        Ok(())
+    }
+
+    fn mark(&mut self, index: u64, txn: &mut Txn<'_>) -> Bytes {
+        // In a redo the records are of a later moment than the log.
+        if index > self.ahead_until {
+            self.marks.set(index, self.summary.hash);
+            txn.put(Bytes::from_static(MARKS), self.marks.encode());
+        }
+        encode_mark(index, self.summary.hash)
     }
 
     fn drop_tombstones(&mut self, txn: &mut Txn<'_>) -> Result<(), ApplyError> {
@@ -207,28 +254,25 @@ impl Machine {
 
 impl crate::raft::Machine for Machine {
     fn load(&mut self, space: &Space, redo: bool) -> Result<u64, ApplyError> {
-        (self.keys, self.bytes, self.ahead_until) = (0, 0, 0);
+        (self.summary, self.ahead_until) = (Summary::default(), 0);
         self.tombstones.clear();
         (self.changed, self.written) = (false, false);
-        self.seals = match space.get(SEALS)? {
-            Some(bytes) => Seals::decode(bytes)?,
-            None => Seals::default(),
-        };
+        self.seals = space.get(SEALS)?.map(Seals::decode).transpose()?.unwrap_or_default();
+        self.halts = space.get(HALTS)?.map(Seals::decode).transpose()?.unwrap_or_default();
+        self.marks = space.get(MARKS)?.map(Marks::decode).transpose()?.unwrap_or_default();
         let mut tombstones = 0;
         if let Some(bytes) = space.get(TOTALS)? {
-            let mut input = Reader::new("totals", bytes);
-            (self.keys, self.bytes, tombstones) = (input.u64()?, input.u64()?, input.u64()?);
-            input.end()?;
+            (self.summary, tombstones) = Summary::decode(bytes)?;
             self.written = true;
         }
         if redo || tombstones > 0 {
-            (self.keys, self.bytes) = (0, 0);
-            let newest = self.recount(space)?;
+            let newest = self.recount(space, redo)?;
             self.ahead_until = if redo { newest } else { 0 };
             // Totals where nothing was ever written would say that something was.
             self.changed = self.written || newest > 0;
             self.written = self.changed;
         }
+        self.unsettled = redo && self.changed;
         self.published(0);
         Ok(self.ahead_until)
     }
@@ -236,6 +280,7 @@ impl crate::raft::Machine for Machine {
     fn apply(&mut self, index: u64, command: Bytes, txn: &mut Txn<'_>) -> Result<Bytes, ApplyError> {
         let mut ops = match decode_command(command).map_err(ApplyError::Command)? {
             Command::Writes(_) if self.seals.hold_at(index) => return Ok(encode_sealed()),
+            Command::Writes(_) if self.halts.hold_at(index) => return Ok(encode_halted()),
             Command::Writes(ops) => ops,
             Command::Seal => {
                 self.seals.seal(index);
@@ -245,6 +290,11 @@ impl crate::raft::Machine for Machine {
             Command::Unseal => {
                 self.seals.unseal(index);
                 txn.put(Bytes::from_static(SEALS), self.seals.encode());
+                return Ok(encode_outcomes(&[]));
+            }
+            Command::Mark => return Ok(self.mark(index, txn)),
+            Command::Verdict(verdict) => {
+                self.judge(index, verdict, txn)?;
                 return Ok(encode_outcomes(&[]));
             }
         };
@@ -261,19 +311,18 @@ impl crate::raft::Machine for Machine {
 
     fn finish(&mut self, txn: &mut Txn<'_>) -> Result<(), ApplyError> {
         self.drop_tombstones(txn)?;
+        self.unsettled = false;
         if std::mem::take(&mut self.changed) {
-            let mut totals = BytesMut::with_capacity(24);
-            totals.put_u64_le(self.keys);
-            totals.put_u64_le(self.bytes);
-            totals.put_u64_le(self.tombstones.len() as u64);
-            txn.put(Bytes::from_static(TOTALS), totals.freeze());
+            txn.put(Bytes::from_static(TOTALS), self.summary.encode(self.tombstones.len() as u64));
         }
         Ok(())
     }
 
     fn published(&mut self, _index: u64) {
-        self.totals.keys.store(self.keys, Ordering::Relaxed);
-        self.totals.bytes.store(self.bytes, Ordering::Relaxed);
+        self.totals.keys.store(self.summary.keys, Ordering::Relaxed);
+        self.totals.bytes.store(self.summary.bytes, Ordering::Relaxed);
+        self.totals.halted.store(self.halts.hold_from_now_on(), Ordering::Relaxed);
+        self.totals.settled.store(!self.unsettled, Ordering::Relaxed);
         self.totals.written.store(self.written, Ordering::Relaxed);
     }
 
@@ -298,10 +347,39 @@ pub enum ReadError {
     Malformed(#[from] Malformed),
 }
 
+impl From<ReadError> for ApplyError {
+    fn from(error: ReadError) -> ApplyError {
+        match error {
+            ReadError::Storage(error) => error.into(),
+            ReadError::Malformed(error) => error.into(),
+        }
+    }
+}
+
 fn live(key: &[u8], bytes: Option<Bytes>) -> Result<Option<Record>, ReadError> {
     match bytes.map(|bytes| decode_stored(key, &bytes)).transpose()? {
         Some(Stored::Live(record)) => Ok(Some(record)),
         Some(Stored::Tombstone { .. }) | None => Ok(None),
+    }
+}
+
+/// What the records came to at the mark at this log index; `None` if it is not known (any more).
+pub fn hash_at(space: &Space, mark: u64) -> Result<Option<u128>, ReadError> {
+    let marks = space.get(MARKS)?.map(Marks::decode).transpose()?;
+    Ok(marks.and_then(|marks| marks.at(mark)))
+}
+
+/// Reads every record of `view` as the engine has it, and holds the whole against what the space says that it
+/// comes to. `pace` is called with the bytes of each, and may take its time; `None` if it said false, to stop.
+///
+/// # Errors
+/// [`ReadError::Malformed`] if a record can't be read, or they come to something else.
+pub fn verify(view: &SpaceView, pace: impl FnMut(usize) -> bool) -> Result<Option<Summary>, ReadError> {
+    let said = view.get(TOTALS)?.map(Summary::decode).transpose()?;
+    let said = said.map(|(summary, _)| summary).unwrap_or_default();
+    match count(view, pace)? {
+        Some(counted) if counted.summary != said => Err(said.unlike(&counted.summary).into()),
+        counted => Ok(counted.map(|counted| counted.summary)),
     }
 }
 

@@ -5,16 +5,20 @@
 
 mod codec;
 mod machine;
+mod marks;
 mod seals;
+mod summary;
 #[cfg(test)]
 mod tests;
 
 use bytes::Bytes;
 
 pub use codec::{
-    decode_command, decode_outcomes, decode_written, encode_command, encode_seal, encode_unseal,
+    decode_answer, decode_command, decode_mark, decode_written, encode_command, encode_mark_command,
+    encode_seal, encode_unseal, encode_verdict,
 };
-pub use machine::{Machine, ReadError, Totals, get, get_in, scan};
+pub use machine::{Machine, ReadError, Totals, get, get_in, hash_at, scan, verify};
+pub use summary::Summary;
 
 /// What must hold of a key for a write to take place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +54,39 @@ pub enum Command {
     Seal,
     /// It does not after all.
     Unseal,
+    /// Every replica notes what its records come to here.
+    Mark,
+    /// What came of comparing the replicas at a mark.
+    Verdict(Verdict),
+}
+
+/// What a replica's records come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// Log index.
+    pub index: u64,
+    /// [`Summary::hash`] there.
+    pub hash: u128,
+}
+
+/// What came of comparing the replicas at the mark at this log index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// A strict majority agrees: who has another hash is damaged. Ends a halt.
+    Majority { mark: u64, hash: u128 },
+    /// Some differ, and nobody can say who is right: nothing linearizable is served.
+    NoMajority { mark: u64 },
+}
+
+/// What became of writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// One for each operation, in order.
+    Outcomes(Vec<Outcome>),
+    /// The partition is sealed: none took place.
+    Sealed,
+    /// It is halted: none took place.
+    Halted,
 }
 
 /// What became of an operation.

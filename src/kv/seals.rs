@@ -1,4 +1,5 @@
-//! When a partition was sealed: while its cluster of one gave itself up, or tried to.
+//! When a partition was sealed, while its cluster of one gave itself up or tried to; and when it was halted,
+//! because its replicas differed.
 //!
 //! Kept as ranges of the log and not as a yes or no, because of redo: over an engine that does not recover
 //! a prefix the log is applied again on a state that may be ahead of it, and a write that was refused then
@@ -25,6 +26,11 @@ impl Seals {
     /// Whether a write at this index takes no effect.
     pub fn hold_at(&self, index: u64) -> bool {
         self.ranges.iter().any(|(from, until)| (*from..*until).contains(&index))
+    }
+
+    /// Whether the last range has no end.
+    pub fn hold_from_now_on(&self) -> bool {
+        self.hold_at(OPEN - 1)
     }
 
     /// Seals from `index` on.

@@ -22,7 +22,10 @@ fn delete(key: &str, precondition: Precondition) -> Op {
 }
 
 fn run(bench: &mut Bench, machine: &mut Machine, index: u64, ops: &[Op]) -> Vec<Outcome> {
-    decode_outcomes(bench.apply(machine, index, encode_command(ops))).unwrap().unwrap()
+    match decode_answer(bench.apply(machine, index, encode_command(ops))).unwrap() {
+        Answer::Outcomes(outcomes) => outcomes,
+        refused => panic!("{refused:?}"),
+    }
 }
 
 #[test]
@@ -110,13 +113,13 @@ fn a_sealed_partition_takes_no_writes_and_knows_whether_it_ever_did() {
     let written = |answer: Bytes| decode_written(&answer).unwrap();
     run(&mut bench, &mut machine, 1, &[delete("a", Precondition::None)]);
     assert!(!written(bench.apply(&mut machine, 2, encode_seal())), "a delete of nothing is no write");
-    assert_eq!(decode_outcomes(bench.apply(&mut machine, 3, op.clone())).unwrap(), None);
+    assert_eq!(decode_answer(bench.apply(&mut machine, 3, op.clone())).unwrap(), Answer::Sealed);
     // Also after a restart, clean or not.
     for redo in [false, true] {
         let mut machine = Machine::new(true);
         bench.load(&mut machine, redo);
         assert!(!written(bench.apply(&mut machine, 4, encode_seal())));
-        assert_eq!(decode_outcomes(bench.apply(&mut machine, 5, op.clone())).unwrap(), None);
+        assert_eq!(decode_answer(bench.apply(&mut machine, 5, op.clone())).unwrap(), Answer::Sealed);
         assert!(!machine.totals().is_written());
     }
     let mut machine = Machine::new(true);
@@ -137,6 +140,9 @@ fn any_command() -> impl Strategy<Value = Bytes> {
         6 => proptest::collection::vec(any_op(), 1..4).prop_map(|ops| encode_command(&ops)),
         1 => Just(encode_seal()),
         1 => Just(encode_unseal()),
+        1 => Just(encode_mark_command()),
+        1 => Just(encode_verdict(&Verdict::NoMajority { mark: 1 })),
+        1 => Just(encode_verdict(&Verdict::Majority { mark: 0, hash: 0 })),
     ]
 }
 
@@ -154,7 +160,7 @@ proptest! {
     fn a_redo_over_any_mix_of_states_ends_the_same(
         commands in proptest::collection::vec(any_command(), 1..30),
         checkpoint in 0usize..30,
-        survives in proptest::collection::vec(0usize..40, 4),
+        survives in proptest::collection::vec(0usize..40, 6),
     ) {
         let mut bench = Bench::new(Kind::Memory);
         let mut machine = Machine::new(false);
@@ -168,10 +174,16 @@ proptest! {
         snapshots.push(bench.raw());
         let expected = records(&bench);
         let expected_totals = (machine.totals().keys(), machine.totals().bytes());
+        let marks = |bench: &Bench| -> Vec<Option<u128>> {
+            (1..=commands.len() as u64).map(|index| hash_at(&bench.space(), index).unwrap()).collect()
+        };
+        let expected_marks = marks(&bench);
+        let sums = |bench: &Bench| verify(&bench.space().view().unwrap(), |_| true).unwrap();
+        let expected_sums = sums(&bench);
 
         // Each key comes back as of a moment of its own, at or after the checkpoint.
         let mut mixed = BTreeMap::new();
-        for (key, moment) in [&b"ra"[..], b"rb", b"rc", b"s"].iter().zip(survives) {
+        for (key, moment) in [&b"ra"[..], b"rb", b"rc", b"s", b"h", b"m"].iter().zip(survives) {
             let moment = moment.clamp(checkpoint, commands.len());
             if let Some(value) = snapshots[moment].get(&key[..]) {
                 mixed.insert(Bytes::copy_from_slice(&key[..]), value.clone());
@@ -185,6 +197,39 @@ proptest! {
         }
         prop_assert_eq!(records(&bench), expected);
         prop_assert_eq!((machine.totals().keys(), machine.totals().bytes()), expected_totals);
+        // Whoever leads next begins with an entry of his own.
+        bench.apply(&mut machine, commands.len() as u64 + 1, encode_mark_command());
+        prop_assert!(machine.totals().is_settled());
+        prop_assert_eq!(sums(&bench), expected_sums);
+        for (found, expected) in marks(&bench).into_iter().zip(expected_marks) {
+            prop_assert!(found.is_none() || found == expected, "a redo noted {found:?}, not {expected:?}");
+        }
+    }
+
+    /// The summary that writes keep up is that of what is there; over every engine the same.
+    #[test]
+    fn replicas_of_one_log_come_to_the_same(
+        commands in proptest::collection::vec(any_command(), 1..30), restart in 0usize..30,
+    ) {
+        let mut found = Vec::new();
+        for recovers_prefix in [true, false] {
+            let mut bench = Bench::new(Kind::Memory);
+            let mut machine = Machine::new(recovers_prefix);
+            bench.load(&mut machine, false);
+            for (at, command) in commands.iter().enumerate() {
+                if at == restart {
+                    machine = Machine::new(recovers_prefix);
+                    bench.load(&mut machine, false);
+                }
+                bench.apply(&mut machine, at as u64 + 1, command.clone());
+            }
+            let sums = verify(&bench.space().view().unwrap(), |_| true).unwrap();
+            let marked = decode_mark(bench.apply(&mut machine, 99, encode_mark_command())).unwrap();
+            prop_assert_eq!(sums.unwrap_or_default().hash, marked.hash);
+            prop_assert_eq!(hash_at(&bench.space(), 99).unwrap(), Some(marked.hash));
+            found.push((sums, marked));
+        }
+        prop_assert_eq!(found[0], found[1]);
     }
 }
 
@@ -202,4 +247,70 @@ fn a_record_under_another_key_is_not_served() {
         .collect();
     let bench = Bench::with(Kind::Memory, &moved);
     assert!(matches!(get(&bench.space(), b"b"), Err(ReadError::Malformed(_))));
+}
+
+/// A machine with some records, and what its space holds.
+fn some_records() -> (Bench, Machine) {
+    let mut bench = Bench::new(Kind::Memory);
+    let mut machine = Machine::new(true);
+    bench.load(&mut machine, false);
+    for (index, key) in (1..).zip(["a", "b", "c"]) {
+        run(&mut bench, &mut machine, index, &[put(key, "value", Precondition::None)]);
+    }
+    (bench, machine)
+}
+
+fn check(bench: &Bench) -> Result<Option<Summary>, ReadError> {
+    verify(&bench.space().view().unwrap(), |_| true)
+}
+
+#[test]
+fn a_record_that_changed_is_found_whatever_its_checksum_says() {
+    let (bench, _) = some_records();
+    assert_eq!(check(&bench).unwrap().unwrap().keys, 3);
+    let record = Record { value: "other".into(), version: 1, create_revision: 2, mod_revision: 2 };
+    let forged = super::codec::encode_stored(b"b", &super::codec::Stored::Live(record));
+    let mut changed = bench.raw();
+    changed.insert("rb".into(), forged);
+    let mut lost = bench.raw();
+    lost.remove(&b"rb"[..]);
+    for content in [changed, lost] {
+        let error = check(&Bench::with(Kind::Memory, &content)).unwrap_err();
+        assert!(matches!(error, ReadError::Malformed(_)), "{error}");
+    }
+    assert_eq!(verify(&bench.space().view().unwrap(), |_| false).unwrap(), None, "it was stopped");
+}
+
+#[test]
+fn who_is_outvoted_is_damaged_and_nobody_else() {
+    let (mut bench, mut machine) = some_records();
+    let Mark { index, hash } = decode_mark(bench.apply(&mut machine, 4, encode_mark_command())).unwrap();
+    assert_eq!(index, 4);
+    let mut tell = |index, verdict| {
+        let space = bench.space();
+        let mut txn = crate::raft::testing::txn(&space);
+        crate::raft::Machine::apply(&mut machine, index, encode_verdict(&verdict), &mut txn)
+    };
+    tell(5, Verdict::Majority { mark: 4, hash }).unwrap();
+    // Of a mark that it did not note it knows nothing.
+    tell(6, Verdict::Majority { mark: 3, hash: hash ^ 1 }).unwrap();
+    let error = tell(7, Verdict::Majority { mark: 4, hash: hash ^ 1 }).unwrap_err();
+    assert!(matches!(error, crate::raft::ApplyError::Malformed(_)), "{error}");
+}
+
+#[test]
+fn a_halt_refuses_writes_until_the_replicas_agree() {
+    let (mut bench, mut machine) = some_records();
+    let op = encode_command(&[put("a", "later", Precondition::None)]);
+    bench.apply(&mut machine, 4, encode_verdict(&Verdict::NoMajority { mark: 3 }));
+    assert!(machine.totals().is_halted());
+    assert_eq!(decode_answer(bench.apply(&mut machine, 5, op.clone())).unwrap(), Answer::Halted);
+    let mut machine = Machine::new(true);
+    bench.load(&mut machine, false);
+    assert!(machine.totals().is_halted(), "also after a restart");
+    let Mark { index, hash } = decode_mark(bench.apply(&mut machine, 6, encode_mark_command())).unwrap();
+    bench.apply(&mut machine, 7, encode_verdict(&Verdict::Majority { mark: index, hash }));
+    assert!(!machine.totals().is_halted());
+    assert!(matches!(decode_answer(bench.apply(&mut machine, 8, op)).unwrap(), Answer::Outcomes(_)));
+    assert_eq!(get(&bench.space(), b"a").unwrap().unwrap().mod_revision, 8);
 }

@@ -11,7 +11,7 @@ use crate::codec::{Malformed, Reader, Writer as _};
 use crate::types::{Epoch, GroupId, NodeId, PartitionId, ReplicaId};
 
 /// Version of these encodings; the first byte of each.
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 
 const FORM: u8 = 1;
 const CREATED: u8 = 2;
@@ -24,6 +24,7 @@ const SET_VERSION: u8 = 8;
 const SEAL: u8 = 9;
 const UNSEAL: u8 = 10;
 const RENEW: u8 = 11;
+const REBUILD: u8 = 12;
 
 const DONE: u8 = 0;
 const NUMBER: u8 = 1;
@@ -97,6 +98,12 @@ pub fn encode_command(command: &Command) -> Bytes {
             out.put_u64_le(*index);
             put_replicas(&mut out, holders);
         }
+        Command::Rebuild { partition, replica, at } => {
+            out.put_u8(REBUILD);
+            out.put_u32_le(partition.0);
+            out.put_u64_le(replica.0);
+            out.put_u64_le(*at);
+        }
         Command::Renew { partition, replica } => {
             out.put_u8(RENEW);
             out.put_u32_le(partition.0);
@@ -151,6 +158,11 @@ pub(super) fn decode_command(bytes: Bytes) -> Result<Command, Malformed> {
             let index = input.u64()?;
             Command::Moved { group, index, holders: take_replicas(&mut input)? }
         }
+        REBUILD => Command::Rebuild {
+            partition: PartitionId(input.u32()?),
+            replica: ReplicaId(input.u64()?),
+            at: input.u64()?,
+        },
         RENEW => Command::Renew { partition: PartitionId(input.u32()?), replica: ReplicaId(input.u64()?) },
         REMOVED => Command::Removed(NodeId(input.u32()?)),
         SEAL => Command::Seal(take_sealed(&mut input)?),
@@ -199,6 +211,7 @@ pub(super) fn encode_state(state: &State, revision: u64) -> Bytes {
             out.put_u32_le(number.0);
             out.put_u32_le(*incarnation);
         }
+        out.put_u64_le(partition.rebuilt_at);
     }
     if let Some(target) = &state.sealed {
         put_sealed(&mut out, target);
@@ -249,7 +262,9 @@ pub(super) fn decode_state(bytes: Bytes) -> Result<(State, u64), Malformed> {
         for _ in 0..input.u32()? {
             incarnations.insert(NodeId(input.u32()?), input.u32()?);
         }
-        let partition = Partition { first, birth, birth_replicas, replicas, holders, incarnations };
+        let rebuilt_at = input.u64()?;
+        let partition =
+            Partition { first, birth, birth_replicas, replicas, holders, incarnations, rebuilt_at };
         state.partitions.insert(id, partition);
     }
     if input.remaining() > 0 {

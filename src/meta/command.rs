@@ -65,6 +65,12 @@ pub enum Command {
         partition: PartitionId,
         replica: ReplicaId,
     },
+    /// A node's replica is damaged, at that second of Unix time, and others are not: another one takes its place.
+    Rebuild {
+        partition: PartitionId,
+        replica: ReplicaId,
+        at: u64,
+    },
     /// A leaving member holds nothing any more: see [`State::removable`].
     Removed(NodeId),
     /// A cluster of one gives itself up to join another: nobody can join it any more.
@@ -108,6 +114,12 @@ impl State {
             Command::Renew { partition, replica } => {
                 let known = self.partitions.get_mut(&partition);
                 if known.ok_or(format!("there is no partition {partition}"))?.renew(replica) {
+                    self.epoch.0 += 1;
+                }
+            }
+            Command::Rebuild { partition, replica, at } => {
+                let known = self.partitions.get_mut(&partition);
+                if known.ok_or(format!("there is no partition {partition}"))?.rebuild(replica, at)? {
                     self.epoch.0 += 1;
                 }
             }

@@ -92,7 +92,13 @@ pub struct Partition {
     pub holders: Holders,
     /// The newest incarnation each node was given here: a replica's id is never used again.
     pub(super) incarnations: BTreeMap<NodeId, u32>,
+    /// When a damaged replica was last replaced, in seconds of Unix time by its node's clock; 0: never.
+    pub(super) rebuilt_at: u64,
 }
+
+/// From one replacement of a damaged replica to the next one of the same partition: if what damages replicas
+/// is not the disk, rebuilding them one after another would leave none.
+const REBUILD_PAUSE_SECONDS: u64 = 3600;
 
 impl Partition {
     /// What its group should become.
@@ -114,6 +120,7 @@ impl Partition {
             replicas: Vec::new(),
             holders: Holders::default(),
             incarnations: BTreeMap::new(),
+            rebuilt_at: 0,
         };
         partition.place(nodes);
         partition.birth_replicas = partition.replicas.clone();
@@ -175,6 +182,37 @@ impl Partition {
             self.holders.add(replica);
         }
         replaced
+    }
+
+    /// Whether a majority of the copies is left without one of them.
+    pub fn can_be_rebuilt(&self) -> bool {
+        self.replicas.len() >= 3
+    }
+
+    /// Another replica takes the place of a damaged one, at `now` by its node's clock. False: it is not wanted,
+    /// there is nothing to do.
+    ///
+    /// # Errors
+    /// If too few others are left to rebuild it from, or another one was rebuilt just before.
+    pub(crate) fn rebuild(&mut self, replica: ReplicaId, now: u64) -> Result<bool, String> {
+        if !self.replicas.contains(&replica) {
+            return Ok(false);
+        }
+        if !self.can_be_rebuilt() {
+            return Err(format!(
+                "with {} copies there is no majority beside it: nothing is thrown away; whoever runs the cluster has to \
+                 decide",
+                self.replicas.len()
+            ));
+        }
+        if self.rebuilt_at > 0 && now < self.rebuilt_at.saturating_add(REBUILD_PAUSE_SECONDS) {
+            return Err(format!(
+                "a replica was rebuilt less than {} minutes ago: this one has to wait",
+                REBUILD_PAUSE_SECONDS / 60
+            ));
+        }
+        self.rebuilt_at = now.max(1);
+        Ok(self.renew(replica))
     }
 
     fn replace(&mut self, replica: ReplicaId) -> bool {

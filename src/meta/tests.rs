@@ -76,6 +76,26 @@ fn settle(state: &mut State) {
 }
 
 #[test]
+fn a_damaged_replica_is_replaced_once_an_hour_and_only_beside_a_majority() {
+    let mut three = Partition::born(0, &[NodeId(1), NodeId(2), NodeId(3)]);
+    assert_eq!(three.rebuild(replica(2, 1), 10_000), Ok(true));
+    assert_eq!(three.replicas, [replica(1, 1), replica(2, 2), replica(3, 1)]);
+    assert!(
+        three.holders.replicas.contains(&replica(2, 1)),
+        "it may be in the group until a report says otherwise"
+    );
+    // Told twice; and what is not wanted needs no other.
+    assert_eq!(three.rebuild(replica(2, 1), 10_001), Ok(false));
+    let early = three.rebuild(replica(3, 1), 10_000 + 3599).unwrap_err();
+    assert!(early.contains("has to wait"), "{early}");
+    assert_eq!(three.rebuild(replica(3, 1), 10_000 + 3600), Ok(true));
+    let mut two = Partition::born(0, &[NodeId(1), NodeId(2)]);
+    let alone = two.rebuild(replica(2, 1), 10_000).unwrap_err();
+    assert!(alone.contains("no majority"), "{alone}");
+    assert_eq!(two.replicas, [replica(1, 1), replica(2, 1)]);
+}
+
+#[test]
 fn a_cluster_forms_once() {
     let mut state = State::default();
     refused(&mut state, Command::Leave(NodeId(1)), "not formed");
@@ -329,6 +349,7 @@ fn commands_and_answers_survive() {
         Command::Leave(NodeId(4)),
         Command::Moved { group: GroupId(3), holders, index: 77 },
         Command::Renew { partition: PartitionId(3), replica: replica(4, 2) },
+        Command::Rebuild { partition: PartitionId(3), replica: replica(4, 2), at: 1 << 40 },
         Command::Removed(NodeId(4)),
         Command::SetVersion { version: 1, epoch: Epoch(7) },
         Command::Seal(Sealed { cluster_id: "t".into(), addresses: vec!["t:1".into(), String::new()] }),
@@ -351,9 +372,9 @@ fn what_was_never_released_is_refused_clearly() {
     };
     let old = decode_state(sealed(vec![1; 60])).unwrap_err();
     assert!(old.to_string().contains("start with an empty data directory"), "{old}");
-    let future = decode_state(sealed(vec![4; 60])).unwrap_err();
+    let future = decode_state(sealed(vec![5; 60])).unwrap_err();
     assert!(future.to_string().contains("not known to this program"), "{future}");
-    let unknown = decode_command(Bytes::from_static(&[3, 99])).unwrap_err();
+    let unknown = decode_command(Bytes::from_static(&[4, 99])).unwrap_err();
     assert!(unknown.to_string().contains("unknown kind 99"), "{unknown}");
 }
 

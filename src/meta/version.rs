@@ -17,6 +17,7 @@ impl Command {
             | Command::Leave(_)
             | Command::Moved { .. }
             | Command::Renew { .. }
+            | Command::Rebuild { .. }
             | Command::Removed(_)
             | Command::Seal(_)
             | Command::Unseal

@@ -15,7 +15,7 @@ use tonic::Code;
 use super::LATENCY_SECONDS;
 
 /// Every method that the server has, by its path. A test holds it to the interface.
-pub const METHODS: [&str; 33] = [
+pub const METHODS: [&str; 38] = [
     "/rushkv.RushKV/Put",
     "/rushkv.RushKV/Get",
     "/rushkv.RushKV/Delete",
@@ -35,6 +35,8 @@ pub const METHODS: [&str; 33] = [
     "/rushkv.v1.Cluster/WatchTopology",
     "/rushkv.v1.Cluster/Join",
     "/rushkv.v1.Cluster/Leave",
+    "/rushkv.v1.Debug/Compare",
+    "/rushkv.v1.Debug/Scrub",
     "/rushkv.v1.Peer/Hello",
     "/rushkv.v1.Peer/Prepare",
     "/rushkv.v1.Peer/Admit",
@@ -44,6 +46,9 @@ pub const METHODS: [&str; 33] = [
     "/rushkv.v1.Peer/ReadRange",
     "/rushkv.v1.Peer/Membership",
     "/rushkv.v1.Peer/Describe",
+    "/rushkv.v1.Peer/HashAt",
+    "/rushkv.v1.Peer/ComparePartition",
+    "/rushkv.v1.Peer/ScrubHere",
     "/rushkv.v1.Transport/Exchange",
     "/grpc.health.v1.Health/Check",
     "/grpc.health.v1.Health/Watch",

@@ -214,15 +214,19 @@ impl Node {
     ) -> Result<Vec<Outcome>> {
         let answer =
             self.propose_somewhere(partition.group(), kv::encode_command(ops), deadline, tried).await?;
-        let outcomes = kv::decode_outcomes(answer);
-        let outcomes = outcomes.map_err(|error| Error::new(Reason::Internal, error.to_string()))?;
-        outcomes.ok_or_else(|| {
-            let message = format!(
-                "node \"{}\" gives its cluster up to join another: the write did not take place; try again shortly",
-                self.options.name
-            );
-            Error::new(Reason::Unavailable, message)
-        })
+        match kv::decode_answer(answer) {
+            Ok(kv::Answer::Outcomes(outcomes)) => Ok(outcomes),
+            Ok(kv::Answer::Sealed) => {
+                let message = format!(
+                    "node \"{}\" gives its cluster up to join another: the write did not take place; try again \
+                     shortly",
+                    self.options.name
+                );
+                Err(Error::new(Reason::Unavailable, message))
+            }
+            Ok(kv::Answer::Halted) => Err(super::checking::halted(partition)),
+            Err(error) => Err(Error::new(Reason::Internal, error.to_string())),
+        }
     }
 
     /// Proposes a command to a group, wherever it is led.
@@ -285,7 +289,7 @@ impl Node {
 
     /// Makes attempts where the group is led, until one is answered, fails in a way that is not worth
     /// repeating, or the deadline is near. `tried`: where the last one was made.
-    async fn at_leader<T, F>(
+    pub(super) async fn at_leader<T, F>(
         &self,
         group: GroupId,
         kind: Kind,

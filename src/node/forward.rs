@@ -148,6 +148,44 @@ impl Node {
         Ok(Confirmed { members, term: answer.term, index: answer.index })
     }
 
+    /// Has another node compare the replicas of a partition that it leads.
+    pub(super) async fn compare_there(
+        &self,
+        node: NodeId,
+        partition: PartitionId,
+        deadline: Deadline,
+    ) -> Result<v1::Comparison> {
+        let request = v1::ComparePartitionRequest { cluster_id: self.cluster_id()?, partition: partition.0 };
+        let send = |channel, request| async move { peer(channel).compare_partition(request).await };
+        self.ask_node(node, Kind::Read, request, deadline, &send).await
+    }
+
+    /// What a replica came to at a mark, from its node.
+    pub(super) async fn hash_there(
+        &self,
+        partition: PartitionId,
+        replica: ReplicaId,
+        mark: u64,
+        deadline: Deadline,
+    ) -> Result<u128> {
+        let (cluster_id, partition) = (self.cluster_id()?, partition.0);
+        let request = v1::HashAtRequest { cluster_id, partition, replica: replica.0, mark };
+        let send = |channel, request| async move { peer(channel).hash_at(request).await };
+        let answer: v1::HashAtResponse =
+            self.ask_node(replica.node(), Kind::Read, request, deadline, &send).await?;
+        u128::from_str_radix(&answer.hash, 16)
+            .map_err(|_| Error::new(Reason::Internal, format!("{:?} is no hash", answer.hash)))
+    }
+
+    /// Has another node check all that its engine holds.
+    pub(super) async fn scrub_there(&self, node: NodeId, deadline: Deadline) -> Result<()> {
+        let request = v1::ScrubHereRequest { cluster_id: self.cluster_id()? };
+        let send = |channel, request| async move { peer(channel).scrub_here(request).await };
+        let answer: v1::ScrubHereResponse = self.ask_node(node, Kind::Read, request, deadline, &send).await?;
+        let v1::ScrubHereResponse {} = answer;
+        Ok(())
+    }
+
     fn cluster_id(&self) -> Result<String> {
         let seat = self.seat().ok_or_else(|| self.no_leader(GroupId::META))?;
         Ok(seat.identity.cluster_id.clone())

@@ -28,6 +28,8 @@ pub(super) struct Gauges {
     replicas: IntGauge,
     leaders: IntGauge,
     leaderless: IntGauge,
+    damaged: IntGauge,
+    halted: IntGauge,
     members: IntGauge,
     epoch: IntGauge,
     has_leader: IntGauge,
@@ -64,6 +66,14 @@ impl Gauges {
             leaderless: gauge(
                 "rushkv_node_partitions_without_leader",
                 "Partitions that this node holds a replica of and knows no live leader of.",
+            )?,
+            damaged: gauge(
+                "rushkv_node_replicas_damaged",
+                "Replicas of this node that are not what was written to them, or can't be read, and are stopped.",
+            )?,
+            halted: gauge(
+                "rushkv_node_partitions_halted",
+                "Partitions that this node holds a replica of, and whose replicas differ with no majority.",
             )?,
             members: gauge("rushkv_cluster_members", "Members of the cluster, those that leave included.")?,
             epoch: gauge("rushkv_cluster_epoch", "Grows with every change of members or of placement.")?,
@@ -103,6 +113,9 @@ impl Gauges {
         set(&self.replicas, data.len() as u64);
         set(&self.leaders, data.iter().filter(|(_, status)| status.role == Role::Leader).count() as u64);
         set(&self.leaderless, node.leaderless().len() as u64);
+        let damaged = replicas.iter().filter(|(_, replica)| replica.group.damage().is_some());
+        set(&self.damaged, damaged.count() as u64);
+        set(&self.halted, replicas.iter().filter(|(_, replica)| replica.totals.is_halted()).count() as u64);
         let (members, epoch) = match node.cluster() {
             Some(cluster) => (cluster.state.members.len() as u64, cluster.state.epoch.0),
             None => (0, 0),
@@ -172,6 +185,8 @@ mod tests {
         let _groups = raft::Metrics::register(&registry).unwrap();
         let _checkpoints = crate::node::upkeep::register(&registry).unwrap();
         let _gauges = Gauges::register(&registry).unwrap();
+        let _checks = crate::node::checking::Metrics::register(&registry).unwrap();
+        let _scrub = crate::node::scrub::Metrics::register(&registry).unwrap();
         let registered: BTreeSet<String> =
             registry.gather().iter().map(|family| family.name().to_string()).collect();
         let prefixes = ["rushkv_node_", "rushkv_engine_", "rushkv_cluster_", "rushkv_raft_"];

@@ -67,6 +67,17 @@ impl Node {
                 });
             }
         }
+        for (id, replica) in self.replicas() {
+            if replica.totals.is_halted() {
+                problems.push(Problem {
+                    reason: "DIVERGED",
+                    message: format!(
+                        "the replicas of partition {id} differ, with no majority to say which is right: it serves stale \
+                         reads only; see rushkvctl debug hash"
+                    ),
+                });
+            }
+        }
         let without: Vec<String> = self.leaderless().iter().map(PartitionId::to_string).collect();
         if !without.is_empty() {
             problems.push(Problem {
@@ -329,6 +340,14 @@ fn partition_from(partition: v1::Partition) -> PartitionInfo {
         applied_index: partition.applied_index,
         key_count: partition.key_count,
         data_bytes: partition.data_bytes,
+    }
+}
+
+impl Node {
+    /// A member's name; its number if there is no such member.
+    pub(super) fn member_name(&self, number: NodeId) -> String {
+        let name = self.cluster().and_then(|cluster| name_of(&cluster.state, number));
+        name.unwrap_or_else(|| number.to_string())
     }
 }
 

@@ -69,12 +69,29 @@ impl Node {
     ) -> Result<Vec<Result<Option<kv::Record>>>> {
         let space = self.readable(partition, how, deadline).await?;
         if let [key] = &keys[..] {
-            let record = kv::get(&space, key).map_err(|error| unreadable(partition, &error));
+            let record = kv::get(&space, key).map_err(|error| self.doubted(partition, &error));
             return Ok(vec![record]);
         }
         let read = tokio::task::spawn_blocking(move || read_keys(partition, &space, &keys));
-        read.await
-            .map_err(|error| Error::new(Reason::Internal, format!("the read was broken off: {error}")))?
+        let read = read.await;
+        let read =
+            read.map_err(|error| Error::new(Reason::Internal, format!("the read was broken off: {error}")));
+        let records = read??;
+        if records
+            .iter()
+            .any(|record| record.as_ref().is_err_and(|error| error.reason == Reason::ReplicaFailed))
+        {
+            self.doubt(partition);
+        }
+        Ok(records)
+    }
+
+    fn doubted(&self, partition: PartitionId, error: &kv::ReadError) -> Error {
+        let error = unreadable(partition, error);
+        if error.reason == Reason::ReplicaFailed {
+            self.doubt(partition);
+        }
+        error
     }
 
     /// The records of a partition here, as fresh as asked.
@@ -85,7 +102,24 @@ impl Node {
         deadline: Deadline,
     ) -> Result<Space> {
         let replica = self.replica(partition).ok_or_else(|| self.no_replica(partition))?;
-        let group: &DataGroup = &replica.group;
+        let space = self.space(partition, &replica.group, how, deadline).await?;
+        match how {
+            // Looked at after the space: what is served is from before the halt, then.
+            Consistency::Linearizable if replica.totals.is_halted() => {
+                Err(super::checking::halted(partition))
+            }
+            _ => Ok(space),
+        }
+    }
+
+    /// The same, whether it is halted or not.
+    pub(super) async fn space(
+        &self,
+        partition: PartitionId,
+        group: &DataGroup,
+        how: Consistency,
+        deadline: Deadline,
+    ) -> Result<Space> {
         let space = match how {
             Consistency::Stale => group.stale(),
             Consistency::Linearizable => group.read(deadline).await,

@@ -7,11 +7,14 @@
 //! nodes (`peer`). A cluster of one may give itself up to join another (`giving_up`, `taking_in`; `meeting`
 //! looks whether peers are of another cluster). `reconcile` decides what the leader of a group does towards its desired members,
 //! `reconciling` does it; a node that was `removed` finds out. `disk` refuses puts on a low disk, `upkeep` takes
-//! checkpoints, `info` tells what the node is, `gauges` shows it to Prometheus.
+//! checkpoints, `checking` compares replicas and `scrub` reads all that the engine holds (`divergence` decides what
+//! follows, `rebuilding` replaces who is damaged), `info` tells what the node is, `gauges` shows it to Prometheus.
 
 mod api;
 mod calls;
+mod checking;
 mod disk;
+mod divergence;
 mod follow;
 mod formation;
 mod forming;
@@ -27,10 +30,12 @@ mod options;
 mod peer;
 mod promise;
 mod reached;
+mod rebuilding;
 mod reconcile;
 mod reconciling;
 mod removed;
 mod scan;
+mod scrub;
 mod seat;
 mod superseded;
 mod taking_in;
@@ -118,6 +123,9 @@ pub struct Node {
     /// It was removed from its cluster.
     removed: watch::Sender<bool>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
+    check_metrics: checking::Metrics,
+    /// Asks for a scrub now.
+    scrub_asked: tokio::sync::Notify,
 }
 
 impl Node {

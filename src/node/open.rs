@@ -17,7 +17,8 @@ use super::identity::Identity;
 use super::promise::{JOINING, PREPARED};
 use super::seat::Beginning;
 use super::{
-    CALLS_MAX, Deadline, Node, Options, follow, forming, forward, reached, reconciling, removed, upkeep,
+    CALLS_MAX, Deadline, Node, Options, checking, follow, forming, forward, reached, rebuilding, reconciling,
+    removed, scrub, upkeep,
 };
 use crate::error::{Error, Reason, Result};
 use crate::proto::v1::{Founding, Joining};
@@ -57,6 +58,8 @@ impl Node {
         let Opened { data_dir, wal, store, identity, founding, joining } = opened;
         raft::finish_destroying(&store, &wal).await.map_err(refused)?;
         let routing_metrics = forward::Metrics::register(metrics).map_err(register)?;
+        let check_metrics = checking::Metrics::register(metrics).map_err(register)?;
+        let scrub_metrics = scrub::Metrics::register(metrics).map_err(register)?;
         let transport_metrics = transport::Metrics::register(metrics).map_err(register)?;
         let transport = Transport::new(transport::Options::default(), transport_metrics);
         let node = Arc::new(Node {
@@ -84,6 +87,8 @@ impl Node {
             failure: watch::Sender::new(None),
             removed: watch::Sender::new(false),
             tasks: Mutex::new(Vec::new()),
+            check_metrics,
+            scrub_asked: tokio::sync::Notify::new(),
         });
         match (identity, founding) {
             (Some(identity), _) => {
@@ -111,6 +116,9 @@ impl Node {
         node.keep_task(tokio::spawn(giving_up::run(Arc::downgrade(&node))));
         node.keep_task(tokio::spawn(removed::run(Arc::downgrade(&node))));
         node.keep_task(tokio::spawn(reached::run(Arc::downgrade(&node))));
+        node.keep_task(tokio::spawn(checking::run(Arc::downgrade(&node))));
+        node.keep_task(tokio::spawn(scrub::run(Arc::downgrade(&node), scrub_metrics)));
+        node.keep_task(tokio::spawn(rebuilding::run(Arc::downgrade(&node))));
         upkeep::start(&node, metrics)?;
         Ok(node)
     }

@@ -145,7 +145,7 @@ impl Node {
         let partition = group.0.checked_sub(1).map(PartitionId).ok_or_else(|| self.no_leader(group))?;
         let replica = self.replica(partition).ok_or_else(|| self.no_leader(group))?;
         let before = replica.group.status();
-        self.readable(partition, Consistency::Linearizable, deadline).await?;
+        self.space(partition, &replica.group, Consistency::Linearizable, deadline).await?;
         // Nothing was changed while the majority was asked.
         let status = replica.group.status();
         let settled = status.role == Role::Leader && status.membership_committed && !status.joint;
@@ -163,7 +163,7 @@ impl Node {
         self.describe()
     }
 
-    fn same_cluster(&self, asked: &str) -> Result<()> {
+    pub(super) fn same_cluster(&self, asked: &str) -> Result<()> {
         let seat = self.seat().ok_or_else(|| self.no_leader(GroupId::META))?;
         if seat.identity.cluster_id == asked {
             return Ok(());

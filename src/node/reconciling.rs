@@ -286,7 +286,7 @@ impl Node {
     }
 
     /// Who is in the group of a replica that is not meant to be here, by its leader's word.
-    async fn confirmed(&self, key: LogKey, state: &meta::State) -> Option<Confirmed> {
+    pub(super) async fn confirmed(&self, key: LogKey, state: &meta::State) -> Option<Confirmed> {
         let partition = state.partitions.get(&PartitionId(key.group.0.checked_sub(1)?))?;
         // It may be led by one that is to leave it.
         let holders = partition.replicas.iter().chain(&partition.holders.replicas);

@@ -410,6 +410,19 @@ impl<M: Machine> Group<M> {
         upto.filter(|upto| Some(*upto) > purged)
     }
 
+    /// Marks this replica's copy as damaged, durably: it stops, and answers nothing any more (rule 15). The process
+    /// must end if this fails.
+    pub async fn condemn(&self, why: String) -> Result<(), OpenError> {
+        let (store, key, reason) = (self.store.clone(), self.key, why.clone());
+        tokio::task::spawn_blocking(move || store.mark_damaged(key, &reason))
+            .await
+            .map_err(|error| OpenError { key, problem: error.to_string() })?
+            .map_err(|error| OpenError { key, problem: error.to_string() })?;
+        self.damage.get_or_init(|| why);
+        self.shutdown().await;
+        Ok(())
+    }
+
     #[cfg(test)]
     pub(super) fn set_retention(&self, retention: Retention) {
         *self.kept.retention.lock().unwrap() = retention;

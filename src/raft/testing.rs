@@ -10,6 +10,11 @@ use super::machine::{Machine, Txn};
 use super::space::{Space, SpaceId};
 use crate::storage::{self, Batch, Engine, Kind, Order};
 
+/// A batch that is thrown away.
+pub fn txn(space: &Space) -> Txn<'_> {
+    Txn::new(space)
+}
+
 /// A space of its own to try a machine on.
 #[derive(Debug)]
 pub struct Bench {

@@ -24,12 +24,13 @@ use tonic::{Code, Status};
 use super::answer::{self, AnswerBody, Answers, Lingering, Tasks};
 use super::body::{Held, RequestBody, Total};
 use super::deadline::Clock;
-use super::{Backend, cluster, health, kv, listen, original, peer};
+use super::{Backend, cluster, debug, health, kv, listen, original, peer};
 use crate::error::{Error, Reason, to_status};
 use crate::limits;
 use crate::metrics;
 use crate::proto::original::rush_kv_server::RushKvServer;
 use crate::proto::v1::cluster_server::ClusterServer;
+use crate::proto::v1::debug_server::DebugServer;
 use crate::proto::v1::kv_server::KvServer;
 use crate::proto::v1::peer_server::PeerServer;
 
@@ -269,6 +270,8 @@ impl Dispatch {
         if let Some(node) = node.peer() {
             let transport = node.transport().server(node.clone());
             services.push(("rushkv.v1.Transport", handler!(transport)));
+            let debug = DebugServer::new(debug::Service::new(node.clone())).max_decoding_message_size(max);
+            services.push(("rushkv.v1.Debug", handler!(debug)));
             let peers = PeerServer::new(peer::Service::new(node)).max_decoding_message_size(max);
             services.push(("rushkv.v1.Peer", handler!(peers)));
         }

@@ -15,6 +15,7 @@ mod backend;
 mod body;
 mod cluster;
 mod deadline;
+mod debug;
 mod health;
 mod kv;
 mod listen;

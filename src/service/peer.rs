@@ -123,6 +123,25 @@ impl Peer for Service {
         }))
     }
 
+    async fn hash_at(&self, request: Request<v1::HashAtRequest>) -> Answer<v1::HashAtResponse> {
+        let limit = Clock::of(&request).unary();
+        answer(limit.read(self.node.peer_hash_at(request.into_inner(), limit.node)).await)
+    }
+
+    async fn compare_partition(
+        &self,
+        request: Request<v1::ComparePartitionRequest>,
+    ) -> Answer<v1::Comparison> {
+        let limit = Clock::of(&request).unary();
+        let v1::ComparePartitionRequest { cluster_id, partition } = request.into_inner();
+        answer(limit.read(self.node.peer_compare(&cluster_id, PartitionId(partition), limit.node)).await)
+    }
+
+    async fn scrub_here(&self, request: Request<v1::ScrubHereRequest>) -> Answer<v1::ScrubHereResponse> {
+        let begun = self.node.peer_scrub(&request.get_ref().cluster_id);
+        answer(begun.map(|()| v1::ScrubHereResponse {}))
+    }
+
     async fn describe(&self, request: Request<v1::DescribeRequest>) -> Answer<v1::DescribeResponse> {
         let described = self.node.peer_describe(&request.get_ref().cluster_id);
         answer(described.map(|(node, partitions)| v1::DescribeResponse {

@@ -22,6 +22,7 @@ COMMON = (
         "/etc/rushkv/conf.d/README",
         "/usr/share/doc/rushkv/README.md",
         "/usr/share/doc/rushkv/examples/prometheus.yml",
+        "/usr/share/doc/rushkv/examples/alerts.yml",
         "/usr/share/doc/rushkv/examples/overview.json",
         "/usr/share/doc/rushkv/examples/cluster.json",
     ]
@@ -60,6 +61,8 @@ def unit_and_examples():
         note(report.strip().splitlines()[-1].strip("→ "))
     with check("promtool accepts the scrape example"):
         run(["promtool", "check", "config", REPO / "etc/prometheus.yml"])
+    with check("promtool accepts the alert rules"):
+        run(["promtool", "check", "rules", REPO / "etc/alerts.yml"])
 
 
     with check("shellcheck finds nothing in the shell scripts"):

@@ -1,0 +1,59 @@
+//! Replaces this node's damaged replicas, as far as others say that they are not needed: group 0 draws a new
+//! replica for the place, which gets everything from the group's leader.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::{Instant, sleep};
+
+use super::Node;
+use crate::meta;
+use crate::types::{LogKey, PartitionId};
+
+/// Between two looks at what is damaged here.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// From one attempt for a replica to the next one: what refuses it takes time to change.
+const PAUSE: Duration = Duration::from_secs(15);
+
+const TOLD_WITHIN: Duration = Duration::from_secs(5);
+
+pub(super) async fn run(node: Weak<Node>) {
+    let mut tried: HashMap<LogKey, Instant> = HashMap::new();
+    loop {
+        sleep(LOOK).await;
+        let Some(node) = node.upgrade() else { return };
+        for (partition, replica) in node.replicas() {
+            let key = replica.group.key();
+            let is_due = tried.get(&key).is_none_or(|last| last.elapsed() >= PAUSE);
+            if replica.group.damage().is_some() && is_due {
+                tried.insert(key, Instant::now());
+                node.rebuild(partition, key).await;
+            }
+        }
+    }
+}
+
+impl Node {
+    async fn rebuild(self: &Arc<Node>, partition: PartitionId, key: LogKey) {
+        let Some(cluster) = self.cluster() else { return };
+        let wanted = cluster.state.partitions.get(&partition);
+        if !wanted.is_some_and(|wanted| wanted.replicas.contains(&key.replica)) {
+            // It is on its way out.
+            return;
+        }
+        // A leader with a majority behind it: the others have everything.
+        if self.confirmed(key, &cluster.state).await.is_none() {
+            tracing::warn!(%partition, %key, "a damaged replica stays: nobody leads the others");
+            return;
+        }
+        // The clock only keeps rebuilds apart.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let rebuild = meta::Command::Rebuild { partition, replica: key.replica, at: now };
+        match self.change(&rebuild, Instant::now() + TOLD_WITHIN).await {
+            Ok(_) => tracing::warn!(%partition, %key, "a damaged replica is replaced by a new one"),
+            Err(error) => tracing::warn!(%partition, %key, %error, "a damaged replica is not replaced"),
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Reads all that the engine holds, slowly and again and again, and holds it against what the replica's
+//! writes came to: a record that changed on the disk is found even if nobody asks for it (rule 11). A
+//! replica whose copy is not what was written is damaged, and stops.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus::{IntCounter, IntGauge, Registry};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{Deadline, Node, Replica};
+use crate::error::Result;
+use crate::kv::{self, ReadError};
+use crate::proto::v1;
+use crate::storage;
+use crate::types::PartitionId;
+
+/// From the end of one pass to the next one, and from the start to the first.
+const INTERVAL: Duration = Duration::from_secs(24 * 3600);
+const FIRST_AFTER: Duration = Duration::from_secs(15 * 60);
+
+/// After so many bytes the reader rests for so long: 20 MiB/s at most.
+const CHUNK_BYTES: usize = 1024 * 1024;
+const REST: Duration = Duration::from_millis(50);
+
+/// An engine that keeps its views in memory can let them expire while much is written: the last try does not
+/// rest.
+const TRIES: u32 = 3;
+
+/// Until a replica that recovers, or expires its views, is tried again within a pass.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// For asking every node to begin.
+const ASKED_WITHIN: Duration = Duration::from_secs(3);
+
+#[derive(Debug)]
+pub(super) struct Metrics {
+    passes: IntCounter,
+    bytes: IntCounter,
+    damaged: IntCounter,
+    skipped: IntCounter,
+    ended: IntGauge,
+}
+
+impl Metrics {
+    /// # Errors
+    /// If `registry` has metrics of these names already.
+    pub fn register(registry: &Registry) -> prometheus::Result<Metrics> {
+        let counter = |name: &str, help: &str| {
+            let counter = IntCounter::new(name, help)?;
+            registry.register(Box::new(counter.clone()))?;
+            prometheus::Result::Ok(counter)
+        };
+        let ended = IntGauge::new(
+            "rushkv_node_scrub_last_pass_timestamp_seconds",
+            "When the last pass over all that the engine holds ended, in Unix time; 0: none has since the start.",
+        )?;
+        registry.register(Box::new(ended.clone()))?;
+        Ok(Metrics {
+            passes: counter("rushkv_node_scrub_passes_total", "Passes over all that the engine holds.")?,
+            bytes: counter("rushkv_node_scrub_bytes_total", "Bytes of keys and records read to check them.")?,
+            damaged: counter(
+                "rushkv_node_scrub_damaged_total",
+                "Replicas that were not what had been written, and were stopped.",
+            )?,
+            skipped: counter(
+                "rushkv_node_scrub_skipped_total",
+                "Replicas that a pass could not read to the end: they were recovering, or too much was written.",
+            )?,
+            ended,
+        })
+    }
+}
+
+/// What came of reading one replica.
+enum Read {
+    Fine(u64),
+    Damaged(String),
+    /// The view expired, the replica recovers or is gone.
+    NotNow,
+}
+
+/// Tells the reading thread that nobody waits for it any more.
+struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+pub(super) async fn run(node: Weak<Node>, metrics: Metrics) {
+    let mut wait = FIRST_AFTER;
+    loop {
+        let until = Instant::now() + wait;
+        loop {
+            let Some(held) = node.upgrade() else { return };
+            // Looks up from time to time: whoever waits must not keep the node.
+            let asked = timeout(Duration::from_secs(2), held.scrub_asked.notified()).await.is_ok();
+            drop(held);
+            if asked || Instant::now() >= until {
+                break;
+            }
+        }
+        let Some(node) = node.upgrade() else { return };
+        pass(&node, &metrics).await;
+        wait = INTERVAL;
+    }
+}
+
+async fn pass(node: &Arc<Node>, metrics: &Metrics) {
+    let mut keys = 0;
+    for (partition, replica) in node.replicas() {
+        if replica.group.damage().is_some() {
+            continue;
+        }
+        match read(&replica, metrics).await {
+            Read::Fine(found) => keys += found,
+            Read::NotNow => metrics.skipped.inc(),
+            Read::Damaged(why) => {
+                tracing::error!(%partition, key = %replica.group.key(), why, "a copy is not what was written");
+                metrics.damaged.inc();
+                if let Err(error) = replica.group.condemn(why).await {
+                    node.fail(format!("partition {partition}: the damage can't be noted: {error}"));
+                    return;
+                }
+            }
+        }
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    metrics.ended.set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
+    metrics.passes.inc();
+    tracing::info!(keys, "all that the engine holds was read");
+}
+
+async fn read(replica: &Replica, metrics: &Metrics) -> Read {
+    for attempt in 1..=TRIES {
+        if attempt > 1 {
+            sleep(AGAIN).await;
+        }
+        let Ok(space) = replica.group.stale() else { continue };
+        if !replica.group.is_recovered() || !replica.totals.is_settled() {
+            continue;
+        }
+        let rests = attempt < TRIES;
+        let bytes = metrics.bytes.clone();
+        let stopped = Arc::new(AtomicBool::new(false));
+        let _stop = Stop(stopped.clone());
+        let reading = tokio::task::spawn_blocking(move || {
+            let view = space.view()?;
+            let mut unrested = 0;
+            kv::verify(&view, |read| {
+                bytes.inc_by(read as u64);
+                unrested += read;
+                if rests && unrested >= CHUNK_BYTES {
+                    unrested = 0;
+                    std::thread::sleep(REST);
+                }
+                !stopped.load(Ordering::Relaxed)
+            })
+        });
+        match reading.await {
+            Ok(Ok(Some(summary))) => return Read::Fine(summary.keys),
+            Ok(Err(ReadError::Malformed(malformed))) => return Read::Damaged(malformed.to_string()),
+            Ok(Err(ReadError::Storage(error @ storage::Error::Corrupt { .. }))) => {
+                return Read::Damaged(error.to_string());
+            }
+            Ok(Err(ReadError::Storage(error))) => tracing::debug!(%error, attempt, "a copy was not read"),
+            Ok(Ok(None)) | Err(_) => {}
+        }
+    }
+    Read::NotNow
+}
+
+impl Node {
+    /// Begins a pass on every node.
+    pub async fn scrub(&self) -> Result<v1::ScrubResponse> {
+        let _call = self.enter()?;
+        let state = self.formed()?;
+        let me = self.seat().map(|seat| seat.number());
+        let deadline: Deadline = Instant::now() + ASKED_WITHIN;
+        let asked = state.state.members.iter().map(|(number, member)| async move {
+            if Some(*number) == me {
+                self.scrub_asked.notify_one();
+                return None;
+            }
+            let failed = self.scrub_there(*number, deadline).await.err();
+            failed.map(|error| format!("{}: {}", member.name, error.message))
+        });
+        let not_reached: Vec<String> =
+            futures_util::future::join_all(asked).await.into_iter().flatten().collect();
+        let nodes = u32::try_from(state.state.members.len()).unwrap_or(u32::MAX);
+        Ok(v1::ScrubResponse { nodes, not_reached })
+    }
+
+    pub fn peer_scrub(&self, cluster_id: &str) -> Result<()> {
+        let _call = self.enter()?;
+        self.same_cluster(cluster_id)?;
+        self.scrub_asked.notify_one();
+        Ok(())
+    }
+
+    /// Something that was read here is not what was written: all that is held is looked at, now. Not where
+    /// the copy could not be replaced: the rest of it is served as long as it can be.
+    pub(super) fn doubt(&self, partition: PartitionId) {
+        let wanted = self.cluster().and_then(|cluster| cluster.state.partitions.get(&partition).cloned());
+        if wanted.is_none_or(|wanted| !wanted.can_be_rebuilt()) {
+            return;
+        }
+        tracing::warn!(%partition, "a record can't be read: all that is held here is checked");
+        self.scrub_asked.notify_one();
+    }
+}
