@@ -35,7 +35,7 @@ DEBS := binutils cpio debootstrap dpkg-dev iproute2 lintian mandoc nftables proc
 
 .DEFAULT_GOAL := build
 .SUFFIXES:
-.PHONY: help run build server cli proto test test-deps test-system torture lint fmt deb rpm stage clean
+.PHONY: help run build server cli proto test test-deps test-system torture ledger lint fmt deb rpm stage clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -95,10 +95,14 @@ test-deps: ## install the Debian packages of the packaging and system tests (as 
 test-system: deb rpm ## run the system tests (as root, after make test-deps)
 	CACHE=$(CACHE) CARGO=$(CARGO) tests/system/run
 
+LEDGER ?= $(CURDIR)/target/ledger.jsonl
+
 torture: ## faults by the dice and checked histories, for MINUTES (as root, after make test-deps)
-	RUSHKV_COMMIT=$$(git rev-parse --short HEAD) RUSHKV_TORTURE_MINUTES=$(or $(MINUTES),10) \
-		RUSHKV_LEDGER=$(or $(LEDGER),$(CURDIR)/target/ledger.md) \
+	RUSHKV_COMMIT=$$(git rev-parse --short HEAD) RUSHKV_TORTURE_MINUTES=$(or $(MINUTES),10) RUSHKV_LEDGER=$(LEDGER) \
 		$(CARGO) test --locked --features system-tests --test torture -- --nocapture --test-threads=2
+
+ledger: ## what make torture has tried so far, as a table
+	@tests/ledger_summary.py $(LEDGER)
 
 stage: build
 	packaging/stage $(BUILT) $(PACKAGES)/stage

@@ -1,15 +1,16 @@
-//! Faults drawn from a seed, made for real: processes are killed and stopped, packets dropped between network
-//! namespaces.
+//! Faults drawn from a seed, made for real: processes are killed and stopped, packets dropped and delayed
+//! between network namespaces, file systems lose their power, fail and stall.
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
-
-use crate::cluster::Cluster;
-use crate::network::{Cut, Network};
+use crate::network::Cut;
 use crate::process::Daemon;
+use crate::rig::{NODES, Rig};
+use crate::slow_link::{Quality, SlowLinks};
+
+/// A process whose disk fails has ended by itself after this.
+const ENDS_WITHIN: Duration = Duration::from_secs(30);
 
 /// What happens to a cluster of three; nodes by index.
 #[derive(Debug, Clone, Copy)]
@@ -35,19 +36,66 @@ pub enum Fault {
     Stop {
         node: usize,
     },
+    /// Packets late and lost, between one node and the others or between all.
+    SlowLinks {
+        node: Option<usize>,
+        quality: Quality,
+        seconds: u64,
+    },
+    /// What was not fsynced is gone.
+    PowerLoss {
+        node: usize,
+    },
+    /// All three at once.
+    PowerLossOfAll,
+    /// The file system returns EIO from each write and fsync.
+    WriteError {
+        node: usize,
+    },
+    /// Writes succeed, and their fsync returns EIO: the device below fails.
+    FsyncError {
+        node: usize,
+    },
+    /// Each write waits up to so long.
+    SlowDisk {
+        node: usize,
+        stall_ms: u64,
+        seconds: u64,
+    },
 }
 
 impl Fault {
     /// A class, for counting.
-    pub fn kind(self) -> &'static str {
+    pub fn kind(self) -> String {
         match self {
-            Fault::Kill { .. } => "kill",
-            Fault::KillAll => "kill all",
-            Fault::Pause { .. } => "pause",
-            Fault::Cut { cut: Cut::Both, .. } => "partition",
-            Fault::Cut { .. } => "partition one way",
-            Fault::Stop { .. } => "stop",
+            Fault::Kill { .. } => "kill".into(),
+            Fault::KillAll => "kill of all".into(),
+            Fault::Pause { seconds, .. } => format!("pause of {seconds} s"),
+            Fault::Cut { cut: Cut::Both, seconds, .. } => format!("partition of {seconds} s"),
+            Fault::Cut { cut: Cut::Inbound, seconds, .. } => format!("partition of {seconds} s, inbound"),
+            Fault::Cut { cut: Cut::Outbound, seconds, .. } => format!("partition of {seconds} s, outbound"),
+            Fault::Stop { .. } => "stop".into(),
+            Fault::SlowLinks { node: Some(_), .. } => "slow links of a node".into(),
+            Fault::SlowLinks { node: None, .. } => "slow links of all".into(),
+            Fault::PowerLoss { .. } => "power loss".into(),
+            Fault::PowerLossOfAll => "power loss of all".into(),
+            Fault::WriteError { .. } => "write error".into(),
+            Fault::FsyncError { .. } => "fsync error".into(),
+            Fault::SlowDisk { .. } => "slow disk".into(),
         }
+    }
+
+    /// Those that need a disk, or links, that a test can spoil: one of each.
+    pub fn of_each_kind() -> Vec<Fault> {
+        let quality = Quality { delay_ms: (20, 60), loss_percent: 2 };
+        vec![
+            Fault::PowerLoss { node: 0 },
+            Fault::SlowLinks { node: None, quality, seconds: 3 },
+            Fault::WriteError { node: 1 },
+            Fault::PowerLossOfAll,
+            Fault::FsyncError { node: 2 },
+            Fault::SlowDisk { node: 0, stall_ms: 200, seconds: 3 },
+        ]
     }
 }
 
@@ -61,7 +109,7 @@ impl fmt::Display for Fault {
 pub struct Dice(pub u64);
 
 impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
+    pub fn roll(&mut self, sides: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -75,17 +123,30 @@ impl Dice {
 
     pub fn fault(&mut self) -> Fault {
         let node = self.pick(&[0, 1, 2]);
-        match self.roll(10) {
-            0..=3 => Fault::Kill { node, away_ms: self.pick(&[0, 300, 2000]) },
-            4 => Fault::KillAll,
-            5 => Fault::Pause { node, seconds: self.pick(&[1, 1, 5, 15]) },
-            6 | 7 => Fault::Cut { node, cut: Cut::Both, seconds: self.pick(&[1, 5, 5]) },
-            8 => Fault::Cut {
+        match self.roll(32) {
+            0..=9 => Fault::Kill { node, away_ms: self.pick(&[0, 300, 2000]) },
+            10 | 11 => Fault::KillAll,
+            12..=15 => Fault::Pause { node, seconds: self.pick(&[1, 5, 15]) },
+            16..=20 => Fault::Cut {
                 node,
-                cut: self.pick(&[Cut::Inbound, Cut::Outbound]),
-                seconds: self.pick(&[1, 5]),
+                cut: self.pick(&[Cut::Both, Cut::Both, Cut::Inbound, Cut::Outbound]),
+                seconds: self.pick(&[1, 5, 30]),
             },
-            _ => Fault::Stop { node },
+            21 => Fault::Stop { node },
+            22 | 23 => Fault::SlowLinks {
+                node: self.pick(&[None, Some(node)]),
+                quality: self.pick(&[
+                    Quality { delay_ms: (1, 5), loss_percent: 10 },
+                    Quality { delay_ms: (20, 60), loss_percent: 2 },
+                    Quality { delay_ms: (100, 200), loss_percent: 0 },
+                ]),
+                seconds: 5,
+            },
+            24 | 25 => Fault::PowerLoss { node },
+            26 | 27 => Fault::PowerLossOfAll,
+            28 => Fault::WriteError { node },
+            29 => Fault::FsyncError { node },
+            _ => Fault::SlowDisk { node, stall_ms: self.pick(&[20, 200, 2000]), seconds: 5 },
         }
     }
 
@@ -95,48 +156,81 @@ impl Dice {
     }
 }
 
-fn signal(node: &Daemon, signal: Signal) {
-    let pid = i32::try_from(node.pid()).ok().and_then(Pid::from_raw).expect("a process id");
-    kill_process(pid, signal).expect("it runs");
-}
-
-/// Lets it happen, and ends it.
-pub async fn strike(fault: Fault, cluster: &mut Cluster, network: &Network) {
-    let seconds = |seconds| tokio::time::sleep(Duration::from_secs(seconds));
+/// Lets it happen, and ends it: since when it is over.
+pub async fn strike(fault: Fault, rig: &mut Rig<'_>) -> Instant {
+    let sleep = |seconds| tokio::time::sleep(Duration::from_secs(seconds));
+    let nodes = &mut rig.cluster.nodes;
     match fault {
         Fault::Kill { node, away_ms } => {
-            cluster.nodes[node].kill();
+            nodes[node].kill();
             tokio::time::sleep(Duration::from_millis(away_ms)).await;
-            cluster.nodes[node].start();
+            nodes[node].start();
         }
         Fault::KillAll => {
-            cluster.nodes.iter_mut().for_each(Daemon::kill);
-            cluster.nodes.iter_mut().for_each(Daemon::start);
+            nodes.iter_mut().for_each(Daemon::kill);
+            nodes.iter_mut().for_each(Daemon::start);
         }
-        Fault::Pause { node, seconds: time } => {
-            signal(&cluster.nodes[node], Signal::STOP);
-            seconds(time).await;
-            signal(&cluster.nodes[node], Signal::CONT);
+        Fault::Pause { node, seconds } => {
+            nodes[node].pause();
+            sleep(seconds).await;
+            nodes[node].resume();
         }
-        Fault::Cut { node, cut, seconds: time } => {
-            network.cut(node + 1, cut);
-            seconds(time).await;
-            network.heal(node + 1);
+        Fault::Cut { node, cut, seconds } => {
+            rig.network.cut(node + 1, cut);
+            sleep(seconds).await;
+            rig.network.heal(node + 1);
         }
         Fault::Stop { node } => {
-            let code = cluster.nodes[node].stop();
-            assert_eq!(code, Some(0), "{}", cluster.nodes[node].log());
-            cluster.nodes[node].start();
+            let code = nodes[node].stop();
+            assert_eq!(code, Some(0), "{}", nodes[node].log());
+            nodes[node].start();
+        }
+        Fault::SlowLinks { node, quality, seconds } => {
+            let links = SlowLinks::new(rig.network, node.map(|node| node + 1), quality);
+            sleep(seconds).await;
+            assert!(links.carried() > 100, "the nodes spoke by other ways: {}", links.carried());
+        }
+        Fault::PowerLoss { node } => lose_power(rig, &[node]),
+        Fault::PowerLossOfAll => lose_power(rig, &Vec::from_iter(0..NODES)),
+        Fault::WriteError { node } => {
+            ends_by_itself(&mut nodes[node], || rig.disks[node].cut(), "Input/output error");
+            rig.disks[node].remount();
+            nodes[node].start();
+        }
+        Fault::FsyncError { node } => {
+            ends_by_itself(&mut nodes[node], || rig.disks[node].fail(), "can't fsync");
+            rig.disks[node].mend();
+            rig.disks[node].cut();
+            rig.disks[node].remount();
+            nodes[node].start();
+        }
+        Fault::SlowDisk { node, stall_ms, seconds } => {
+            let disk = &rig.disks[node];
+            let until = Instant::now() + Duration::from_secs(seconds);
+            while Instant::now() < until {
+                tokio::task::block_in_place(|| disk.stall(Duration::from_millis(stall_ms)));
+                // Enough for a write or two of those that wait.
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
         }
     }
+    Instant::now()
 }
 
-/// How often each kind struck, in words.
-pub fn counts(faults: &[Fault]) -> String {
-    let mut counts: BTreeMap<&'static str, u32> = BTreeMap::new();
-    for fault in faults {
-        *counts.entry(fault.kind()).or_default() += 1;
-    }
-    let counts: Vec<String> = counts.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
-    counts.join(", ")
+/// The disks first: the processes have no chance to write anything more.
+fn lose_power(rig: &mut Rig<'_>, of: &[usize]) {
+    of.iter().for_each(|node| rig.disks[*node].cut());
+    of.iter().for_each(|node| rig.cluster.nodes[*node].kill());
+    of.iter().for_each(|node| rig.disks[*node].remount());
+    of.iter().for_each(|node| rig.cluster.nodes[*node].start());
+}
+
+/// A process that sees its disk fail does not know what is on it: it ends, and says why.
+fn ends_by_itself(node: &mut Daemon, spoil: impl FnOnce(), why: &str) {
+    let said_before = node.log().len();
+    spoil();
+    let code = tokio::task::block_in_place(|| node.wait_end(ENDS_WITHIN));
+    let log = node.log();
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log[said_before..].contains(why) && !log.contains("panicked"), "it does not say {why:?}:\n{log}");
 }

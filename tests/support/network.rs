@@ -75,6 +75,11 @@ impl Network {
         });
     }
 
+    /// Their numbers.
+    pub fn hosts(&self) -> std::ops::RangeInclusive<usize> {
+        1..=self.hosts
+    }
+
     /// The name of a host's namespace, for `ip netns exec`.
     pub fn namespace(&self, host: usize) -> String {
         format!("{}-{host}", self.prefix)
@@ -119,7 +124,7 @@ impl Drop for Network {
     }
 }
 
-fn ip(words: &[&str]) {
+pub fn ip(words: &[&str]) {
     run(Command::new("ip").args(words));
 }
 

@@ -2,9 +2,13 @@
 //!
 //! Cutting tells ext4 to go down without writing its journal, so what was fsynced before is there after
 //! [`PowerCut::remount`], and what was not may be gone. From the cut on, writes and fsyncs fail with
-//! EIO: that is also the test of a failing disk, and a small one is the test of a full one.
+//! EIO: that is also the test of a failing disk, and a small one is the test of a full one. [`PowerCut::fail`]
+//! makes the device under it fail instead: writes go into the page cache, and it is their fsync that ends with
+//! EIO. [`PowerCut::stall`] makes it slow.
 //!
 //! Needs root, Linux, and mkfs.ext4, losetup, mount and umount; panics, saying so, without them.
+
+#![allow(dead_code)] // each test file uses a part of it
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -17,6 +21,19 @@ const BUSY_WAIT: Duration = Duration::from_secs(20);
 /// `EXT4_IOC_SHUTDOWN`, and its flag to leave the journal unwritten.
 const SHUTDOWN: rustix::ioctl::Opcode = 0x8004_587d;
 const SHUTDOWN_NOLOGFLUSH: u32 = 2;
+
+/// `FIFREEZE` and `FITHAW`; their argument is not looked at.
+const FREEZE: rustix::ioctl::Opcode = 0xc004_5877;
+const THAW: rustix::ioctl::Opcode = 0xc004_5878;
+
+/// `LOOP_SET_STATUS64` and `LOOP_GET_STATUS64`, what they take, and the field of it that bounds the device.
+const SET_STATUS: rustix::ioctl::Opcode = 0x4c04;
+const GET_STATUS: rustix::ioctl::Opcode = 0x4c05;
+type LoopStatus = [u64; 29];
+const SIZE_LIMIT: usize = 4;
+
+/// What is left of a device that fails, in bytes; 0 is all of it.
+const FAILING_BYTES: u64 = 4096;
 
 /// A mounted file system. Unmounted and taken apart on drop; only its own mount point and loop device
 /// are touched.
@@ -54,14 +71,56 @@ impl PowerCut {
 
     /// Cuts the power. Whoever still uses the file system gets errors.
     pub fn cut(&self) {
-        let dir = File::open(&self.mount_point).expect("the mount point can be opened");
-        // SAFETY: the opcode takes a pointer to a u32, which lives through the call, and only reads it.
+        set::<SHUTDOWN, u32>(&self.mount_point, SHUTDOWN_NOLOGFLUSH);
+    }
+
+    /// The device fails to read and to write all but its first bytes, as one does that loses its cable; the
+    /// file system learns it when it writes back.
+    pub fn fail(&self) {
+        self.limit(FAILING_BYTES);
+    }
+
+    /// The device is well again. Its file system may have given up: it needs [`PowerCut::cut`] (nobody writes
+    /// to it any more) and [`PowerCut::remount`].
+    pub fn mend(&self) {
+        self.limit(0);
+    }
+
+    fn limit(&self, bytes: u64) {
+        let device = File::open(&self.device).expect("the device can be opened");
+        // SAFETY: the opcode writes a loop_info64, 232 bytes of integers, into what the getter holds.
         #[allow(unsafe_code)] // no safe wrapper knows this ioctl
-        let result = unsafe {
-            let shutdown = rustix::ioctl::Setter::<SHUTDOWN, u32>::new(SHUTDOWN_NOLOGFLUSH);
-            rustix::ioctl::ioctl(&dir, shutdown)
+        let status = unsafe {
+            let get = rustix::ioctl::Getter::<GET_STATUS, LoopStatus>::new();
+            rustix::ioctl::ioctl(&device, get)
         };
-        result.expect("ext4 takes the shutdown ioctl");
+        let mut status = status.expect("a loop device tells its status");
+        status[SIZE_LIMIT] = bytes;
+        set::<SET_STATUS, LoopStatus>(Path::new(&self.device), status);
+    }
+
+    /// Makes whoever writes wait for that long: nothing gets to the disk meanwhile.
+    pub fn stall(&self, time: Duration) {
+        set::<FREEZE, u32>(&self.mount_point, 0);
+        std::thread::sleep(time);
+        set::<THAW, u32>(&self.mount_point, 0);
+    }
+
+    /// Takes space until so much is left; [`PowerCut::make_room`] gives it back.
+    pub fn fill(&self, left: u64) {
+        let status = rustix::fs::statvfs(&self.mount_point).expect("the file system is there");
+        let taken = (status.f_bavail * status.f_frsize).saturating_sub(left);
+        let ballast = File::create(self.ballast()).expect("the ballast");
+        let allocate = rustix::fs::FallocateFlags::empty();
+        rustix::fs::fallocate(&ballast, allocate, 0, taken).expect("there is so much space");
+    }
+
+    pub fn make_room(&self) {
+        std::fs::remove_file(self.ballast()).expect("the ballast is there");
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.mount_point.join("ballast")
     }
 
     /// Brings the power back: what is mounted now is what was on the disk. Its users must have closed
@@ -106,6 +165,15 @@ impl Drop for PowerCut {
         }
         self.detach();
     }
+}
+
+/// An ioctl that takes a pointer to `T`.
+fn set<const OPCODE: rustix::ioctl::Opcode, T>(path: &Path, value: T) {
+    let file = File::open(path).expect("it can be opened");
+    // SAFETY: the opcodes above take a pointer to a `T`, which lives through the call, and only read it.
+    #[allow(unsafe_code)] // no safe wrapper knows these ioctls
+    let result = unsafe { rustix::ioctl::ioctl(&file, rustix::ioctl::Setter::<OPCODE, T>::new(value)) };
+    result.unwrap_or_else(|error| panic!("{}: ioctl {OPCODE:x}: {error}", path.display()));
 }
 
 fn attach(image: &Path) -> String {

@@ -1,0 +1,65 @@
+//! What a run tells of itself: a line of JSON in the ledger.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::faults::Fault;
+
+/// Service is back this long after a fault is over; `RUSHKV_SLACK` times as much is borne where the machine does
+/// other things, too.
+const BACK_WITHIN: Duration = Duration::from_secs(5);
+
+pub struct Account {
+    pub engine: &'static str,
+    pub seed: u64,
+    /// Each fault, and how long service was away after it.
+    faults: Vec<(Fault, Duration)>,
+}
+
+impl Account {
+    pub fn new(engine: &'static str, seed: u64) -> Account {
+        Account { engine, seed, faults: Vec::new() }
+    }
+
+    pub fn add(&mut self, fault: Fault, back_after: Duration) {
+        println!("{}, seed {}: {fault}: back after {} ms", self.engine, self.seed, back_after.as_millis());
+        self.faults.push((fault, back_after));
+    }
+
+    pub fn count(&self) -> u64 {
+        self.faults.len() as u64
+    }
+
+    /// Those after which service was away for too long.
+    pub fn late(&self) -> Vec<String> {
+        let slack =
+            std::env::var("RUSHKV_SLACK").map_or(1, |slack| slack.parse().expect("RUSHKV_SLACK: a number"));
+        let late = self.faults.iter().filter(|(_, after)| *after > BACK_WITHIN * slack);
+        late.map(|(fault, after)| format!("{fault}: {after:?}")).collect()
+    }
+
+    /// Prints it, and adds it to the file that `RUSHKV_LEDGER` names.
+    pub fn close(&self, check: &Value, verdict: &str) {
+        let mut back_ms: BTreeMap<String, Vec<u128>> = BTreeMap::new();
+        for (fault, after) in &self.faults {
+            back_ms.entry(fault.kind()).or_default().push(after.as_millis());
+        }
+        let line = json!({
+            "commit": std::env::var("RUSHKV_COMMIT").unwrap_or("-".into()),
+            "engine": self.engine,
+            "seed": self.seed,
+            "back_ms": back_ms,
+            "operations": check["operations"],
+            "unknown": check["unknown"],
+            "verdict": verdict,
+        });
+        println!("{line}");
+        if let Some(ledger) = std::env::var_os("RUSHKV_LEDGER") {
+            let file = std::fs::OpenOptions::new().create(true).append(true).open(ledger);
+            writeln!(file.expect("the ledger can be opened"), "{line}").expect("the ledger takes a line");
+        }
+    }
+}

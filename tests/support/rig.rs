@@ -1,0 +1,98 @@
+//! What faults strike: three nodes, each on a host and a disk of its own.
+
+#![allow(clippy::unwrap_used)] // a failure here is a failed test
+
+use std::time::{Duration, Instant};
+
+use rushkv::proto::v1::cluster_client::ClusterClient;
+use rushkv::proto::v1::kv_client::KvClient;
+use rushkv::proto::v1::{GetRequest, ListPartitionsRequest, PutRequest};
+use tonic::Request;
+use tonic::transport::Channel;
+
+use crate::cluster::{Cluster, WAIT_MAX};
+use crate::network::Network;
+use crate::power::PowerCut;
+
+pub const NODES: usize = 3;
+
+/// Sparse: what is not written takes no room.
+const DISK_MIB: u64 = 2048;
+
+/// A call that a node does not answer is given up, and made again.
+const CALL_WITHIN: Duration = Duration::from_secs(1);
+
+pub struct Rig<'a> {
+    // Before the disks: a node that runs is ended first.
+    pub cluster: Cluster,
+    pub disks: Vec<PowerCut>,
+    pub network: &'a Network,
+    /// One of each partition.
+    keys: Vec<String>,
+}
+
+impl<'a> Rig<'a> {
+    pub async fn start(network: &'a Network, engine: &'static str) -> Rig<'a> {
+        let disks: Vec<PowerCut> = (0..NODES).map(|_| PowerCut::new(DISK_MIB)).collect();
+        let hosts = network.hosts().map(|host| (network.namespace(host), network.address(host))).collect();
+        let mut free = disks.iter();
+        let cluster = Cluster::start_with(hosts, NODES, engine, |mut node| {
+            node.data_dir = free.next().unwrap().path().join("data");
+            node
+        });
+        let cluster = cluster.await;
+        let keys = cluster.keys_of_all_partitions().await;
+        Rig { cluster, disks, network, keys }
+    }
+
+    /// Waits until something was committed since this was called: a fault is to strike while writes are in flight.
+    pub async fn is_written_to(&self) {
+        let started = Instant::now();
+        let before = self.committed().await;
+        while self.committed().await <= before {
+            assert!(started.elapsed() < WAIT_MAX, "nothing is written\n{}", self.cluster.logs());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Log entries, over all partitions, as a node knows them.
+    async fn committed(&self) -> u64 {
+        let mut client = ClusterClient::new(self.cluster.nodes[0].channel());
+        let told = client.list_partitions(ListPartitionsRequest {}).await;
+        told.map_or(0, |told| told.into_inner().partitions.iter().map(|one| one.commit_index).sum())
+    }
+
+    /// Waits until every node answers a write and a read in every partition.
+    pub async fn answers(&self) {
+        let started = Instant::now();
+        let calls = self.cluster.nodes.iter().flat_map(|node| {
+            let channel = node.channel();
+            self.keys.iter().map(move |key| {
+                let (channel, key, node) = (channel.clone(), key.clone(), node.name.clone());
+                tokio::spawn(async move {
+                    while let Err(status) = put_and_get(&channel, &key).await {
+                        assert!(started.elapsed() < WAIT_MAX, "{node} does not answer for {key}: {status}");
+                        // A node that is not there refuses at once.
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
+                })
+            })
+        });
+        for call in calls.collect::<Vec<_>>() {
+            if let Err(panic) = call.await {
+                panic!("{panic}\n{}", self.cluster.logs());
+            }
+        }
+    }
+}
+
+async fn put_and_get(channel: &Channel, key: &str) -> Result<(), tonic::Status> {
+    let mut client = KvClient::new(channel.clone());
+    let key = bytes::Bytes::from(format!("{{{key}}}probe"));
+    let mut put = Request::new(PutRequest { key: key.clone(), value: "x".into(), precondition: None });
+    put.set_timeout(CALL_WITHIN);
+    client.put(put).await?;
+    let mut get = Request::new(GetRequest { key, consistency: 0 });
+    get.set_timeout(CALL_WITHIN);
+    client.get(get).await.map(drop)
+}
