@@ -31,7 +31,7 @@ CARGO_GENERATE_RPM := $(CACHE)/tools/cargo-generate-rpm-$(CARGO_GENERATE_RPM_VER
 # Debian packages that packaging and the system tests use; and Node.js with npm, which come in one package
 # elsewhere.
 DEBS := binutils cpio debootstrap dpkg-dev iproute2 lintian mandoc nftables procps prometheus python3 \
-        python3-venv rpm rpmlint shellcheck systemd systemd-container util-linux e2fsprogs
+        python3-venv rpm rpmlint shellcheck systemd systemd-container util-linux e2fsprogs libfaketime
 
 .DEFAULT_GOAL := build
 .SUFFIXES:

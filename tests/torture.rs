@@ -7,12 +7,14 @@
 //! further ones for so long; without, each engine has one, of [`FAULTS`] faults. `RUSHKV_LEDGER` names a file
 //! that gets a line of JSON for each. The same seed brings the same faults, not the same moments.
 //!
-//! Needs root, ip, nft, loop devices and ext4.
+//! Needs root, ip, nft, loop devices, ext4 and libfaketime.
 
 #![allow(clippy::unwrap_used)] // a failure here is a failed test
 
 #[path = "support/account.rs"]
 mod account;
+#[path = "support/clock.rs"]
+mod clock;
 #[path = "support/cluster.rs"]
 mod cluster;
 #[path = "support/faults.rs"]
@@ -21,6 +23,8 @@ mod faults;
 mod load;
 #[path = "support/network.rs"]
 mod network;
+#[path = "support/ordeals.rs"]
+mod ordeals;
 #[path = "support/power.rs"]
 mod power;
 #[path = "support/process.rs"]
@@ -33,7 +37,7 @@ mod slow_link;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use account::Account;
-use faults::{Dice, Fault, strike};
+use faults::{Dice, Fault, mends, strike};
 use load::Load;
 use network::Network;
 use process::Daemon;
@@ -58,7 +62,7 @@ async fn torture(network: &Network, engine: &'static str, seed: u64, faults: &[F
         let over = strike(*fault, &mut rig).await;
         rig.answers().await;
         account.add(*fault, over.elapsed());
-        rig.cluster.serve().await;
+        mends(*fault, &mut rig).await;
     }
     tokio::time::sleep(dice.quiet()).await;
     let code = load.end().await;

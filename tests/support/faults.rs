@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::network::Cut;
+use crate::ordeals;
 use crate::process::Daemon;
 use crate::rig::{NODES, Rig};
 use crate::slow_link::{Quality, SlowLinks};
@@ -62,6 +63,26 @@ pub enum Fault {
         stall_ms: u64,
         seconds: u64,
     },
+    /// Less room than a node keeps in reserve.
+    LowDisk {
+        node: usize,
+    },
+    /// ENOSPC.
+    NoSpace {
+        node: usize,
+    },
+    Clock {
+        node: usize,
+        hours: i64,
+    },
+    /// An empty data directory; the operator has it leave and join anew.
+    Wiped {
+        node: usize,
+    },
+    /// Until it needs a snapshot; and a kill in the middle of it.
+    Away {
+        node: usize,
+    },
 }
 
 impl Fault {
@@ -82,6 +103,11 @@ impl Fault {
             Fault::WriteError { .. } => "write error".into(),
             Fault::FsyncError { .. } => "fsync error".into(),
             Fault::SlowDisk { .. } => "slow disk".into(),
+            Fault::LowDisk { .. } => "low disk".into(),
+            Fault::NoSpace { .. } => "no space".into(),
+            Fault::Clock { hours, .. } => format!("clock jump of {hours:+} h"),
+            Fault::Wiped { .. } => "wiped data directory".into(),
+            Fault::Away { .. } => "killed while it receives a snapshot".into(),
         }
     }
 
@@ -95,6 +121,12 @@ impl Fault {
             Fault::PowerLossOfAll,
             Fault::FsyncError { node: 2 },
             Fault::SlowDisk { node: 0, stall_ms: 200, seconds: 3 },
+            Fault::LowDisk { node: 1 },
+            Fault::NoSpace { node: 2 },
+            Fault::Clock { node: 0, hours: 1 },
+            Fault::Clock { node: 1, hours: -1 },
+            Fault::Wiped { node: 1 },
+            Fault::Away { node: 2 },
         ]
     }
 }
@@ -123,7 +155,7 @@ impl Dice {
 
     pub fn fault(&mut self) -> Fault {
         let node = self.pick(&[0, 1, 2]);
-        match self.roll(32) {
+        match self.roll(37) {
             0..=9 => Fault::Kill { node, away_ms: self.pick(&[0, 300, 2000]) },
             10 | 11 => Fault::KillAll,
             12..=15 => Fault::Pause { node, seconds: self.pick(&[1, 5, 15]) },
@@ -146,6 +178,11 @@ impl Dice {
             26 | 27 => Fault::PowerLossOfAll,
             28 => Fault::WriteError { node },
             29 => Fault::FsyncError { node },
+            30 => Fault::LowDisk { node },
+            31 => Fault::NoSpace { node },
+            32 => Fault::Clock { node, hours: self.pick(&[1, -1]) },
+            33 => Fault::Wiped { node },
+            34 => Fault::Away { node },
             _ => Fault::SlowDisk { node, stall_ms: self.pick(&[20, 200, 2000]), seconds: 5 },
         }
     }
@@ -213,8 +250,23 @@ pub async fn strike(fault: Fault, rig: &mut Rig<'_>) -> Instant {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
+        Fault::LowDisk { node } => ordeals::low_disk(rig, node).await,
+        Fault::NoSpace { node } => ordeals::no_space(rig, node).await,
+        Fault::Clock { node, hours } => ordeals::clock_jump(rig, node, hours).await,
+        Fault::Wiped { node } => ordeals::wiped(rig, node).await,
+        Fault::Away { node } => ordeals::away(rig, node).await,
     }
     Instant::now()
+}
+
+/// Once service is back: waits for what takes longer, so that the next fault strikes a whole cluster.
+pub async fn mends(fault: Fault, rig: &mut Rig<'_>) {
+    rig.cluster.serve().await;
+    match fault {
+        Fault::Wiped { .. } => ordeals::is_whole(rig).await,
+        Fault::Away { node } => ordeals::has_caught_up(rig, node).await,
+        _ => {}
+    }
 }
 
 /// The disks first: the processes have no chance to write anything more.
@@ -226,7 +278,7 @@ fn lose_power(rig: &mut Rig<'_>, of: &[usize]) {
 }
 
 /// A process that sees its disk fail does not know what is on it: it ends, and says why.
-fn ends_by_itself(node: &mut Daemon, spoil: impl FnOnce(), why: &str) {
+pub fn ends_by_itself(node: &mut Daemon, spoil: impl FnOnce(), why: &str) {
     let said_before = node.log().len();
     spoil();
     let code = tokio::task::block_in_place(|| node.wait_end(ENDS_WITHIN));

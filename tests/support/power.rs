@@ -57,7 +57,8 @@ impl PowerCut {
         let mount_point = dir.path().join("mnt");
         std::fs::create_dir(&mount_point).expect("the mount point");
         File::create(&image).and_then(|file| file.set_len(size_mib << 20)).expect("the image");
-        run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image));
+        // No room that only root may use: a full disk is full for everybody.
+        run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image));
         let device = attach(&image);
         let mut power = PowerCut { _dir: dir, image, device, mount_point, mounted: false };
         power.mount();

@@ -85,6 +85,12 @@ impl Daemon {
 
     /// GETs from the HTTP port: status and body.
     pub async fn http(&self, path: &str) -> (u16, String) {
+        let answer = self.ask_http(path).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").expect("an answer has a head");
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_string())
+    }
+
+    async fn ask_http(&self, path: &str) -> std::io::Result<String> {
         let ask = async {
             let address = (self.host.as_str(), self.port + HTTP_OFFSET);
             let mut stream = tokio::net::TcpStream::connect(address).await?;
@@ -94,9 +100,14 @@ impl Daemon {
             stream.read_to_string(&mut answer).await.map(|_| answer)
         };
         let answer = tokio::time::timeout(HTTP_WITHIN, ask).await;
-        let answer = answer.unwrap_or_else(|_| panic!("{path} is not answered:\n{}", self.log())).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").expect("an answer has a head");
-        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_string())
+        answer.unwrap_or_else(|_| panic!("{path} is not answered:\n{}", self.log()))
+    }
+
+    /// A series that it counts, by its name and labels; None while its endpoint does not answer.
+    pub async fn sample(&self, series: &str) -> Option<u64> {
+        let text = self.ask_http("/metrics").await.ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.and_then(|number| number.parse().ok())
     }
 
     /// Host and port.

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use rushkv::proto::v1::cluster_client::ClusterClient;
 use rushkv::proto::v1::kv_client::KvClient;
-use rushkv::proto::v1::{GetRequest, ListPartitionsRequest, PutRequest};
+use rushkv::proto::v1::{GetRequest, ListPartitionsRequest, LocateKeyRequest, PutRequest};
 use tonic::Request;
 use tonic::transport::Channel;
 
+use crate::clock;
 use crate::cluster::{Cluster, WAIT_MAX};
 use crate::network::Network;
 use crate::power::PowerCut;
@@ -19,6 +20,12 @@ pub const NODES: usize = 3;
 /// Sparse: what is not written takes no room.
 const DISK_MIB: u64 = 2048;
 
+/// Its name in the environment.
+pub const DISK_RESERVE: &str = "RUSHKV__STORAGE__DISK_RESERVE";
+
+/// Below this much free space, a node refuses puts.
+pub const DISK_RESERVE_MIB: u64 = 256;
+
 /// A call that a node does not answer is given up, and made again.
 const CALL_WITHIN: Duration = Duration::from_secs(1);
 
@@ -27,6 +34,7 @@ pub struct Rig<'a> {
     pub cluster: Cluster,
     pub disks: Vec<PowerCut>,
     pub network: &'a Network,
+    clocks: tempfile::TempDir,
     /// One of each partition.
     keys: Vec<String>,
 }
@@ -35,14 +43,35 @@ impl<'a> Rig<'a> {
     pub async fn start(network: &'a Network, engine: &'static str) -> Rig<'a> {
         let disks: Vec<PowerCut> = (0..NODES).map(|_| PowerCut::new(DISK_MIB)).collect();
         let hosts = network.hosts().map(|host| (network.namespace(host), network.address(host))).collect();
+        let clocks = tempfile::tempdir().unwrap();
         let mut free = disks.iter();
         let cluster = Cluster::start_with(hosts, NODES, engine, |mut node| {
             node.data_dir = free.next().unwrap().path().join("data");
-            node
+            let clock = clocks.path().join(&node.name);
+            clock::set(&clock, 0);
+            let node =
+                clock::env(&clock).into_iter().fold(node, |node, (name, value)| node.env(name, &value));
+            node.env(DISK_RESERVE, &format!("{DISK_RESERVE_MIB}MiB")).with_http()
         });
         let cluster = cluster.await;
         let keys = cluster.keys_of_all_partitions().await;
-        Rig { cluster, disks, network, keys }
+        Rig { cluster, disks, network, clocks, keys }
+    }
+
+    /// Puts a node's clock that many hours ahead of the machine's, or back.
+    pub fn set_clock(&self, node: usize, hours: i64) {
+        clock::set(&self.clocks.path().join(&self.cluster.nodes[node].name), hours);
+    }
+
+    /// A key of each partition, and the name of the node that leads it.
+    pub async fn led(&self) -> Vec<(String, String)> {
+        let mut client = ClusterClient::new(self.cluster.nodes[0].channel());
+        let mut led = Vec::new();
+        for key in &self.keys {
+            let found = client.locate_key(LocateKeyRequest { key: key.clone().into() }).await.unwrap();
+            led.push((key.clone(), found.into_inner().partition.unwrap().leader));
+        }
+        led
     }
 
     /// Waits until something was committed since this was called: a fault is to strike while writes are in flight.

@@ -1,0 +1,190 @@
+//! Faults in which more happens than a blow: each step of them is held to what it should do.
+
+#![allow(clippy::unwrap_used)] // a failure here is a failed test
+
+use std::process::Command;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rushkv::error::{Happened, Reason, from_status};
+use rushkv::proto::v1::DeleteRequest;
+use rushkv::proto::v1::cluster_client::ClusterClient;
+use rushkv::proto::v1::kv_client::KvClient;
+use rushkv::proto::v1::{ListNodesRequest, LocateKeyRequest};
+
+use crate::cluster::{WAIT_MAX, put};
+use crate::faults::ends_by_itself;
+use crate::rig::{DISK_RESERVE, DISK_RESERVE_MIB, NODES, Rig};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// How long a state is kept that nodes are to bear.
+const BORNE_FOR: Duration = Duration::from_secs(2);
+
+/// Less than this, and a file system has no room for its own needs.
+const FULL_BYTES: u64 = 1 << 20;
+
+/// All of one partition, as they share what is in braces.
+fn bulk_key(number: usize) -> String {
+    format!("{{bulk}}-{number}")
+}
+
+fn bulk() -> String {
+    "x".repeat(512 * 1024)
+}
+
+/// The disk of a node is short of room: what it leads takes no puts, and takes deletes; all else goes on.
+pub async fn low_disk(rig: &Rig<'_>, node: usize) {
+    let name = &rig.cluster.nodes[node].name;
+    let channel = rig.cluster.nodes[node].channel();
+    rig.disks[node].fill((DISK_RESERVE_MIB << 20) / 4 * 3);
+    let started = Instant::now();
+    let key = loop {
+        // Leaders move now and then.
+        rig.cluster.leads_something(node).await;
+        let led = rig.led().await;
+        let (key, _) = led.iter().find(|(_, leader)| leader == name).cloned().unwrap_or_default();
+        if !key.is_empty()
+            && let Err(status) = put(&channel, &key, "x").await
+        {
+            let refusal = from_status(&status, Happened::Unknown);
+            if refusal.reason == Reason::DiskFull {
+                assert_eq!(refusal.happened(), Happened::No, "{status}");
+                break key;
+            }
+        }
+        assert!(started.elapsed() < WAIT_MAX, "puts are not refused\n{}", rig.cluster.logs());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let delete = DeleteRequest { key: key.clone().into(), precondition: None };
+    let deleted = KvClient::new(channel.clone()).delete(delete).await;
+    assert!(deleted.is_ok(), "{deleted:?}\n{}", rig.cluster.logs());
+    let others = rig.led().await.into_iter().filter(|(_, leader)| leader != name);
+    for (key, leader) in others {
+        let written = put(&channel, &key, "x").await;
+        assert!(written.is_ok(), "{key} of {leader}: {written:?}\n{}", rig.cluster.logs());
+    }
+    tokio::time::sleep(BORNE_FOR).await;
+    rig.disks[node].make_room();
+}
+
+/// A node that keeps nothing in reserve runs out of room: it ends, and goes on once there is room.
+pub async fn no_space(rig: &mut Rig<'_>, node: usize) {
+    let victim = &mut rig.cluster.nodes[node];
+    assert_eq!(victim.stop(), Some(0), "{}", victim.log());
+    victim.set(DISK_RESERVE, Some("0"));
+    victim.start();
+    victim.serves().await;
+    let writer = rig.cluster.nodes[(node + 1) % NODES].channel();
+    let writing = tokio::spawn(async move {
+        for number in 0.. {
+            // It is led by the one that runs out of room, perhaps.
+            let _ = put(&writer, &bulk_key(number % 64), &bulk()).await;
+        }
+    });
+    let (victim, disk) = (&mut rig.cluster.nodes[node], &rig.disks[node]);
+    ends_by_itself(victim, || disk.fill(FULL_BYTES), "No space left on device");
+    writing.abort();
+    disk.make_room();
+    victim.set(DISK_RESERVE, Some(&format!("{DISK_RESERVE_MIB}MiB")));
+    victim.start();
+}
+
+/// The clock of a node jumps, and the node is started again under a clock that is wrong.
+pub async fn clock_jump(rig: &mut Rig<'_>, node: usize, hours: i64) {
+    rig.set_clock(node, hours);
+    tokio::time::sleep(BORNE_FOR).await;
+    rig.answers().await;
+    rig.cluster.nodes[node].kill();
+    rig.cluster.nodes[node].start();
+    rig.cluster.serve().await;
+    let mut client = ClusterClient::new(rig.cluster.nodes[node].channel());
+    let told = client.list_nodes(ListNodesRequest {}).await.unwrap().into_inner();
+    let itself = told.nodes.iter().find(|one| one.name == rig.cluster.nodes[node].name).unwrap();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let off = now.abs_diff(Duration::from_millis(itself.started_at_unix_ms));
+    assert!(off.abs_diff(HOUR) < WAIT_MAX, "the clock did not jump: {off:?}");
+    tokio::time::sleep(BORNE_FOR).await;
+    rig.set_clock(node, 0);
+}
+
+/// A node loses what is in its data directory. It must not come back as who it was; once the operator has said
+/// that its old self has left, it joins anew.
+pub async fn wiped(rig: &mut Rig<'_>, node: usize) {
+    let other = (node + 1) % NODES;
+    let name = rig.cluster.nodes[node].name.clone();
+    let victim = &mut rig.cluster.nodes[node];
+    victim.kill();
+    std::fs::remove_dir_all(&victim.data_dir).unwrap();
+    victim.start();
+    let code = tokio::task::block_in_place(|| victim.wait_end(WAIT_MAX));
+    let log = victim.log();
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("with another data directory"), "{log}");
+
+    let address = rig.cluster.nodes[other].address();
+    let leave = Command::new(env!("CARGO_BIN_EXE_rushkvctl"))
+        .args(["-s", &address, "cluster", "leave", &name, "--yes"])
+        .output()
+        .unwrap();
+    assert!(leave.status.success(), "{leave:?}\n{}", rig.cluster.logs());
+    let stay: Vec<String> =
+        rig.cluster.nodes.iter().map(|node| node.name.clone()).filter(|one| *one != name).collect();
+    let stay: Vec<&str> = stay.iter().map(String::as_str).collect();
+    rig.cluster.settles(other, &stay, |_| true).await;
+    rig.cluster.nodes[node].start();
+}
+
+/// After [`wiped`]: waits until it has its copies again.
+pub async fn is_whole(rig: &Rig<'_>) {
+    let names: Vec<String> = (1..=NODES).map(|number| format!("node{number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    rig.cluster.settles(0, &names, |replicas| replicas >= 8).await;
+}
+
+/// A node is away until the others' logs do not reach back to it any more, is killed in the middle of the
+/// snapshot that it gets, and gets it again.
+pub async fn away(rig: &mut Rig<'_>, node: usize) {
+    let (here, name) = ((node + 1) % NODES, rig.cluster.nodes[node].name.clone());
+    rig.cluster.nodes[node].kill();
+    let channel = rig.cluster.nodes[here].channel();
+    let started = Instant::now();
+    for number in 0.. {
+        let written = put(&channel, &bulk_key(number % 64), &bulk()).await;
+        assert!(written.is_ok() || started.elapsed() < WAIT_MAX, "{written:?}\n{}", rig.cluster.logs());
+        if number % 8 != 0 {
+            continue;
+        }
+        let mut client = ClusterClient::new(channel.clone());
+        let request = LocateKeyRequest { key: bulk_key(0).into() };
+        let led = client.locate_key(request).await.unwrap().into_inner().partition.unwrap();
+        let has = led.replicas.iter().find(|one| one.node == name).map_or(0, |one| one.match_index);
+        let leader = rig.cluster.nodes.iter().find(|one| one.name == led.leader);
+        let purged = match leader {
+            Some(leader) if leader.is_running() => leader.sample("rushkv_raft_purged_index").await,
+            _ => None,
+        };
+        if purged.is_some_and(|purged| purged > has) {
+            break;
+        }
+        assert!(started.elapsed() < WAIT_MAX, "nothing is purged: {led:?}");
+    }
+
+    let victim = &mut rig.cluster.nodes[node];
+    victim.start();
+    let started = Instant::now();
+    while victim.sample("rushkv_raft_snapshot_received_bytes_total").await.is_none_or(|bytes| bytes == 0) {
+        assert!(started.elapsed() < WAIT_MAX, "no snapshot comes\n{}", victim.log());
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let installed = victim.sample("rushkv_raft_snapshots_installed_total").await;
+    victim.kill();
+    assert_eq!(installed, Some(0), "it was killed too late");
+    victim.start();
+}
+
+/// After [`away`]: waits until the snapshot was installed.
+pub async fn has_caught_up(rig: &Rig<'_>, node: usize) {
+    rig.cluster.catches_up(node).await;
+    let installed = rig.cluster.nodes[node].sample("rushkv_raft_snapshots_installed_total").await;
+    assert!(installed.is_some_and(|count| count > 0), "it got no snapshot: {installed:?}");
+}
