@@ -151,7 +151,8 @@ async fn another_nodes_directory_is_refused() {
     assert_eq!(daemon.stop(), Some(0), "{}", daemon.log());
     let identity = data.join("IDENTITY");
     let text = fs::read_to_string(&identity).unwrap();
-    fs::write(&identity, text.replace("node1", "node7")).unwrap();
+    let body = text[..text.rfind("crc32c").unwrap()].replace("node1", "node7");
+    fs::write(&identity, format!("{body}crc32c = {:08x}\n", crc32c::crc32c(body.as_bytes()))).unwrap();
     let log = refused(&mut daemon);
     assert!(log.contains("node7") && log.contains("node1"), "{log}");
     assert!(data.join("CLEAN").exists(), "a refused start changes nothing");

@@ -47,7 +47,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("tracing_subscriber", &["daemon/"]),
     // Placement's hash is for ever; the others only tell files and queries apart.
     ("xxhash_rust", &["placement/", "cli/", "service/", "storage/", "raft/network.rs", "kv/summary.rs"]),
-    ("crc32c", &["wal/", "storage/", "raft/", "kv/", "meta/", "node/promise.rs"]),
+    ("crc32c", &["wal/", "storage/", "raft/", "kv/", "meta/", "node/promise.rs", "node/identity.rs"]),
 ];
 
 /// Longest file, in lines: past it a file has usually more than one subject.

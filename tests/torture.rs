@@ -13,6 +13,8 @@
 
 #[path = "support/account.rs"]
 mod account;
+#[path = "support/bits.rs"]
+mod bits;
 #[path = "support/clock.rs"]
 mod clock;
 #[path = "support/cluster.rs"]
@@ -83,9 +85,11 @@ async fn torture(network: &Network, engine: &'static str, seed: u64, faults: &[F
     assert!(account.late().is_empty(), "back too late: {:?}\n{}", account.late(), rig.cluster.logs());
 }
 
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().expect("a number"))
+}
+
 async fn seeds(network: &Network, engine: &'static str) {
-    let number =
-        |variable: &str| std::env::var(variable).ok().map(|text| text.parse::<u64>().expect("a number"));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
     let mut seed = number("RUSHKV_TORTURE_SEED").unwrap_or(u64::try_from(now).unwrap());
     let minutes = Duration::from_secs(60 * number("RUSHKV_TORTURE_MINUTES").unwrap_or(0));
@@ -110,6 +114,24 @@ fn by_the_dice(name: &str, engine: &'static str) {
 fn each_kind(name: &str, engine: &'static str) {
     let network = Network::new(name, NODES);
     network.run(|| async { torture(&network, engine, 0, &Fault::of_each_kind(), Dice(0)).await });
+}
+
+/// `RUSHKV_TORTURE_BITS`: of each kind of file.
+fn flipped_bits(name: &str, engine: &'static str) {
+    let network = Network::new(name, NODES);
+    let seed = number("RUSHKV_TORTURE_SEED").unwrap_or(1);
+    let faults = Fault::bits(engine, number("RUSHKV_TORTURE_BITS").unwrap_or(1), seed);
+    network.run(|| async { torture(&network, engine, seed, &faults, Dice(seed)).await });
+}
+
+#[test]
+fn every_answer_is_right_after_flipped_bits_on_fjall() {
+    flipped_bits("bf", "fjall");
+}
+
+#[test]
+fn every_answer_is_right_after_flipped_bits_on_sled() {
+    flipped_bits("bs", "sled");
 }
 
 #[test]

@@ -26,13 +26,28 @@ fn describe(info: &PanicHookInfo<'_>) -> String {
     let message = info.payload_as_str().unwrap_or("(no message)");
     let thread = std::thread::current();
     let location = info.location().map_or_else(|| "an unknown place".to_string(), ToString::to_string);
+    let meaning = match info.location().is_some_and(|location| is_sleds(location.file())) {
+        true => SLED_PANICKED,
+        false => PANICKED,
+    };
     format!(
-        "rushkv {} panicked in thread {} at {location}: {message}\n\
-         This is a bug. The process ends; acknowledged writes are in the log and come back at the next \
-         start. Please report it with the lines below.",
+        "rushkv {} panicked in thread {} at {location}: {message}\n{meaning}",
         env!("CARGO_PKG_VERSION"),
         thread.name().unwrap_or("(unnamed)"),
     )
+}
+
+const PANICKED: &str = "This is a bug. The process ends; acknowledged writes are in the log and come back at the next \
+                        start. Please report it with the lines below.";
+
+/// It does not return errors for much of what a damaged file can make it find.
+const SLED_PANICKED: &str = "The engine, sled, can't make sense of its files. The process ends. If it does so at each \
+                             start, the disk has damaged them: in a cluster, let this node leave (rushkvctl cluster \
+                             leave), and start it with an empty data directory; alone, restore the data directory \
+                             from a copy.";
+
+fn is_sleds(file: &str) -> bool {
+    file.split(['/', '\\']).any(|part| part.starts_with("sled-"))
 }
 
 /// Lets the process open as many files as it may: an engine keeps hundreds open, and each connection
@@ -109,6 +124,12 @@ mod tests {
 
     /// The test runs itself again as a child, with this set, and looks how that one ended.
     const CHILD: &str = "RUSHKV_TEST_CHILD_PANICS";
+
+    #[test]
+    fn a_panic_of_sled_is_told_from_one_of_ours() {
+        assert!(is_sleds("/somewhere/sled-0.34.7/src/serialization.rs"));
+        assert!(!is_sleds("src/storage/sled.rs"));
+    }
 
     #[test]
     fn a_panic_in_any_task_ends_the_process_and_says_where() {

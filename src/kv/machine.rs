@@ -265,7 +265,9 @@ impl crate::raft::Machine for Machine {
             (self.summary, tombstones) = Summary::decode(bytes)?;
             self.written = true;
         }
-        if redo || tombstones > 0 {
+        // An engine that may come back as a mixture of moments may come back without some of them at all: sled
+        // leaves out what it can't read.
+        if redo || tombstones > 0 || self.keep_tombstones {
             let newest = self.recount(space, redo)?;
             self.ahead_until = if redo { newest } else { 0 };
             // Totals where nothing was ever written would say that something was.

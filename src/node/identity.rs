@@ -23,8 +23,9 @@ impl Identity {
     /// The directory's identity, or `None` if it has none yet.
     pub(crate) fn read(dir: &Path) -> Result<Option<Identity>, String> {
         let path = dir.join(FILE);
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
+        let text = match std::fs::read(&path) {
+            // Damage that is not even text is for the checksum to find.
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(format!("{}: {error}", path.display())),
         };
@@ -35,10 +36,11 @@ impl Identity {
 
     pub(crate) fn write(&self, dir: &Path) -> Result<(), String> {
         let path = dir.join(FILE);
-        let text = format!(
+        let body = format!(
             "cluster_id = {}\nnumber = {}\nname = {}\ndisk_id = {}\nfounded_alone = {}\n",
             self.cluster_id, self.number.0, self.name, self.disk_id, self.founded_alone
         );
+        let text = format!("{body}{}", sum_line(&body));
         disk::write_atomic(&path, text.as_bytes()).map_err(|error| format!("{}: {error}", path.display()))
     }
 
@@ -63,7 +65,18 @@ impl Identity {
     }
 }
 
+/// The last line: another number or cluster must not come of a flipped bit.
+fn sum_line(body: &str) -> String {
+    format!("{SUM}{:08x}\n", crc32c::crc32c(body.as_bytes()))
+}
+
+const SUM: &str = "crc32c = ";
+
 fn parse(text: &str) -> Result<Identity, String> {
+    let body = &text[..text.rfind(SUM).ok_or("its checksum is missing")?];
+    if text[body.len()..] != sum_line(body) {
+        return Err("its checksum does not match".into());
+    }
     let field = |name: &str| {
         text.lines()
             .filter_map(|line| line.split_once(" = "))
@@ -101,7 +114,17 @@ mod tests {
         identity.check(dir.path(), "node1", "d").unwrap();
         assert!(identity.check(dir.path(), "node2", "d").unwrap_err().contains("set node_id = \"node1\""));
         identity.check(dir.path(), "node1", "e").unwrap_err();
-        std::fs::write(dir.path().join(FILE), "name = x\n").unwrap();
-        Identity::read(dir.path()).unwrap_err();
+        let path = dir.path().join(FILE);
+        let written = std::fs::read(&path).unwrap();
+        for bit in 0..written.len() * 8 {
+            let mut damaged = written.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(&path, &damaged).unwrap();
+            Identity::read(dir.path()).unwrap_err();
+        }
+        for length in 0..written.len() {
+            std::fs::write(&path, &written[..length]).unwrap();
+            Identity::read(dir.path()).unwrap_err();
+        }
     }
 }

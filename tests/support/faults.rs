@@ -4,6 +4,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use crate::bits;
 use crate::network::Cut;
 use crate::ordeals;
 use crate::process::Daemon;
@@ -83,6 +84,12 @@ pub enum Fault {
     Away {
         node: usize,
     },
+    /// In a file of that kind, while the node does not run.
+    FlippedBit {
+        node: usize,
+        kind: &'static str,
+        seed: u64,
+    },
 }
 
 impl Fault {
@@ -108,6 +115,7 @@ impl Fault {
             Fault::Clock { hours, .. } => format!("clock jump of {hours:+} h"),
             Fault::Wiped { .. } => "wiped data directory".into(),
             Fault::Away { .. } => "killed while it receives a snapshot".into(),
+            Fault::FlippedBit { kind, .. } => format!("flipped bit: {kind}"),
         }
     }
 
@@ -128,6 +136,15 @@ impl Fault {
             Fault::Wiped { node: 1 },
             Fault::Away { node: 2 },
         ]
+    }
+
+    /// So many flipped bits in each kind of file.
+    pub fn bits(engine: &str, each: u64, seed: u64) -> Vec<Fault> {
+        let mut dice = Dice(seed);
+        let kinds = bits::kinds(engine);
+        let all = (0..each).flat_map(|_| kinds.iter());
+        all.map(|kind| Fault::FlippedBit { node: dice.pick(&[0, 1, 2]), kind, seed: dice.roll(u64::MAX) })
+            .collect()
     }
 }
 
@@ -254,6 +271,7 @@ pub async fn strike(fault: Fault, rig: &mut Rig<'_>) -> Instant {
         Fault::NoSpace { node } => ordeals::no_space(rig, node).await,
         Fault::Clock { node, hours } => ordeals::clock_jump(rig, node, hours).await,
         Fault::Wiped { node } => ordeals::wiped(rig, node).await,
+        Fault::FlippedBit { node, kind, seed } => bits::flipped_bit(rig, node, kind, seed).await,
         Fault::Away { node } => ordeals::away(rig, node).await,
     }
     Instant::now()
@@ -265,6 +283,7 @@ pub async fn mends(fault: Fault, rig: &mut Rig<'_>) {
     match fault {
         Fault::Wiped { .. } => ordeals::is_whole(rig).await,
         Fault::Away { node } => ordeals::has_caught_up(rig, node).await,
+        Fault::FlippedBit { node, .. } => bits::bit_is_mended(rig, node).await,
         _ => {}
     }
 }

@@ -110,8 +110,6 @@ pub async fn clock_jump(rig: &mut Rig<'_>, node: usize, hours: i64) {
 /// A node loses what is in its data directory. It must not come back as who it was; once the operator has said
 /// that its old self has left, it joins anew.
 pub async fn wiped(rig: &mut Rig<'_>, node: usize) {
-    let other = (node + 1) % NODES;
-    let name = rig.cluster.nodes[node].name.clone();
     let victim = &mut rig.cluster.nodes[node];
     victim.kill();
     std::fs::remove_dir_all(&victim.data_dir).unwrap();
@@ -120,7 +118,13 @@ pub async fn wiped(rig: &mut Rig<'_>, node: usize) {
     let log = victim.log();
     assert_eq!(code, Some(1), "{log}");
     assert!(log.contains("with another data directory"), "{log}");
+    replaced(rig, node).await;
+}
 
+/// The operator lets a node leave that has ended and has nothing any more, and starts it: it joins anew.
+pub async fn replaced(rig: &mut Rig<'_>, node: usize) {
+    let other = (node + 1) % NODES;
+    let name = rig.cluster.nodes[node].name.clone();
     let address = rig.cluster.nodes[other].address();
     let leave = Command::new(env!("CARGO_BIN_EXE_rushkvctl"))
         .args(["-s", &address, "cluster", "leave", &name, "--yes"])
