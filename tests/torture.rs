@@ -7,7 +7,7 @@
 //! further ones for so long; without, each engine has one, of [`FAULTS`] faults. `RUSHKV_LEDGER` names a file
 //! that gets a line of JSON for each. The same seed brings the same faults, not the same moments.
 //!
-//! Needs root, ip, nft, loop devices, ext4 and libfaketime.
+//! Needs root, ip, nft, nsenter, loop devices, ext4 and libfaketime.
 
 #![allow(clippy::unwrap_used)] // a failure here is a failed test
 
@@ -61,9 +61,9 @@ async fn torture(network: &Network, engine: &'static str, seed: u64, faults: &[F
         assert!(!load.has_ended(), "seed {seed}: the load has ended: {}", load.talk());
         rig.is_written_to().await;
         println!("{engine}, seed {seed}: {fault}");
-        let over = strike(*fault, &mut rig).await;
+        let (kind, over) = strike(*fault, &mut rig).await;
         rig.answers().await;
-        account.add(*fault, over.elapsed());
+        account.add(*fault, kind, over.elapsed());
         mends(*fault, &mut rig).await;
     }
     tokio::time::sleep(dice.quiet()).await;
@@ -110,30 +110,6 @@ fn by_the_dice(name: &str, engine: &'static str) {
     network.run(|| seeds(&network, engine));
 }
 
-/// So that none is left to chance.
-fn each_kind(name: &str, engine: &'static str) {
-    let network = Network::new(name, NODES);
-    network.run(|| async { torture(&network, engine, 0, &Fault::of_each_kind(), Dice(0)).await });
-}
-
-/// `RUSHKV_TORTURE_BITS`: of each kind of file.
-fn flipped_bits(name: &str, engine: &'static str) {
-    let network = Network::new(name, NODES);
-    let seed = number("RUSHKV_TORTURE_SEED").unwrap_or(1);
-    let faults = Fault::bits(engine, number("RUSHKV_TORTURE_BITS").unwrap_or(1), seed);
-    network.run(|| async { torture(&network, engine, seed, &faults, Dice(seed)).await });
-}
-
-#[test]
-fn every_answer_is_right_after_flipped_bits_on_fjall() {
-    flipped_bits("bf", "fjall");
-}
-
-#[test]
-fn every_answer_is_right_after_flipped_bits_on_sled() {
-    flipped_bits("bs", "sled");
-}
-
 #[test]
 fn every_answer_is_right_under_faults_on_fjall() {
     by_the_dice("tf", "fjall");
@@ -144,12 +120,31 @@ fn every_answer_is_right_under_faults_on_sled() {
     by_the_dice("ts", "sled");
 }
 
+/// So that none is left to chance. Both engines at once: most of it is waiting.
 #[test]
-fn every_answer_is_right_under_each_kind_of_fault_on_fjall() {
-    each_kind("kf", "fjall");
+fn every_answer_is_right_under_each_kind_of_fault() {
+    std::thread::scope(|scope| {
+        for (name, engine) in [("kf", "fjall"), ("ks", "sled")] {
+            scope.spawn(move || {
+                let network = Network::new(name, NODES);
+                network.run(|| async { torture(&network, engine, 0, &Fault::of_each_kind(), Dice(0)).await });
+            });
+        }
+    });
 }
 
+/// `RUSHKV_TORTURE_BITS` of each kind of file.
 #[test]
-fn every_answer_is_right_under_each_kind_of_fault_on_sled() {
-    each_kind("ks", "sled");
+fn every_answer_is_right_after_flipped_bits() {
+    let seed = number("RUSHKV_TORTURE_SEED").unwrap_or(1);
+    let each = number("RUSHKV_TORTURE_BITS").unwrap_or(1);
+    std::thread::scope(|scope| {
+        for (name, engine) in [("bf", "fjall"), ("bs", "sled")] {
+            scope.spawn(move || {
+                let network = Network::new(name, NODES);
+                let faults = Fault::bits(engine, each, seed);
+                network.run(|| async { torture(&network, engine, seed, &faults, Dice(seed)).await });
+            });
+        }
+    });
 }

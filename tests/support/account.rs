@@ -15,8 +15,8 @@ const BACK_WITHIN: Duration = Duration::from_secs(5);
 pub struct Account {
     pub engine: &'static str,
     pub seed: u64,
-    /// Each fault, and how long service was away after it.
-    faults: Vec<(Fault, Duration)>,
+    /// Each fault, its kind, and how long service was away after it.
+    faults: Vec<(Fault, String, Duration)>,
 }
 
 impl Account {
@@ -24,9 +24,9 @@ impl Account {
         Account { engine, seed, faults: Vec::new() }
     }
 
-    pub fn add(&mut self, fault: Fault, back_after: Duration) {
+    pub fn add(&mut self, fault: Fault, kind: String, back_after: Duration) {
         println!("{}, seed {}: {fault}: back after {} ms", self.engine, self.seed, back_after.as_millis());
-        self.faults.push((fault, back_after));
+        self.faults.push((fault, kind, back_after));
     }
 
     pub fn count(&self) -> u64 {
@@ -37,15 +37,15 @@ impl Account {
     pub fn late(&self) -> Vec<String> {
         let slack =
             std::env::var("RUSHKV_SLACK").map_or(1, |slack| slack.parse().expect("RUSHKV_SLACK: a number"));
-        let late = self.faults.iter().filter(|(_, after)| *after > BACK_WITHIN * slack);
-        late.map(|(fault, after)| format!("{fault}: {after:?}")).collect()
+        let late = self.faults.iter().filter(|(_, _, after)| *after > BACK_WITHIN * slack);
+        late.map(|(fault, _, after)| format!("{fault}: {after:?}")).collect()
     }
 
     /// Prints it, and adds it to the file that `RUSHKV_LEDGER` names.
     pub fn close(&self, check: &Value, verdict: &str) {
         let mut back_ms: BTreeMap<String, Vec<u128>> = BTreeMap::new();
-        for (fault, after) in &self.faults {
-            back_ms.entry(fault.kind()).or_default().push(after.as_millis());
+        for (_, kind, after) in &self.faults {
+            back_ms.entry(kind.clone()).or_default().push(after.as_millis());
         }
         let line = json!({
             "commit": std::env::var("RUSHKV_COMMIT").unwrap_or("-".into()),

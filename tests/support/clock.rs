@@ -3,6 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
+/// Where the library keeps what the threads of a process share, in files that bear its id.
+const SHARED: &str = "/dev/shm";
+const PREFIXES: [&str; 2] = ["faketime_shm_", "sem.faketime_sem_"];
+
 /// Sets a clock so many hours ahead, from now on.
 pub fn set(clock: &Path, hours: i64) {
     // It is read at any time: never half of it.
@@ -19,9 +23,19 @@ pub fn env(clock: &Path) -> Vec<(&'static str, String)> {
         ("FAKETIME_NO_CACHE", "1".into()),
         ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
         ("NO_FAKE_STAT", "1".into()),
-        // Else each process leaves files behind when it is killed.
-        ("FAKETIME_DISABLE_SHM", "1".into()),
     ]
+}
+
+/// Removes what the library of a killed process has left behind: a process of the same id would fail on it.
+pub fn sweep() {
+    for left in std::fs::read_dir(SHARED).expect("shared memory can be listed").flatten() {
+        let name = left.file_name();
+        let pid = PREFIXES.iter().find_map(|prefix| name.to_str()?.strip_prefix(prefix));
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            // Somebody else may sweep, too.
+            let _ = std::fs::remove_file(left.path());
+        }
+    }
 }
 
 fn library() -> PathBuf {

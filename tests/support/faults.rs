@@ -54,7 +54,8 @@ pub enum Fault {
     WriteError {
         node: usize,
     },
-    /// Writes succeed, and their fsync returns EIO: the device below fails.
+    /// The device below fails: it is an fsync that returns EIO, unless a write comes first for which the file system
+    /// has to read something.
     FsyncError {
         node: usize,
     },
@@ -172,17 +173,17 @@ impl Dice {
 
     pub fn fault(&mut self) -> Fault {
         let node = self.pick(&[0, 1, 2]);
-        match self.roll(37) {
-            0..=9 => Fault::Kill { node, away_ms: self.pick(&[0, 300, 2000]) },
-            10 | 11 => Fault::KillAll,
-            12..=15 => Fault::Pause { node, seconds: self.pick(&[1, 5, 15]) },
-            16..=20 => Fault::Cut {
+        match self.roll(41) {
+            0..=13 => Fault::Kill { node, away_ms: self.pick(&[0, 300, 2000]) },
+            14 | 15 => Fault::KillAll,
+            16..=19 => Fault::Pause { node, seconds: self.pick(&[1, 5, 15]) },
+            20..=24 => Fault::Cut {
                 node,
                 cut: self.pick(&[Cut::Both, Cut::Both, Cut::Inbound, Cut::Outbound]),
                 seconds: self.pick(&[1, 5, 30]),
             },
-            21 => Fault::Stop { node },
-            22 | 23 => Fault::SlowLinks {
+            25 => Fault::Stop { node },
+            26 | 27 => Fault::SlowLinks {
                 node: self.pick(&[None, Some(node)]),
                 quality: self.pick(&[
                     Quality { delay_ms: (1, 5), loss_percent: 10 },
@@ -191,16 +192,16 @@ impl Dice {
                 ]),
                 seconds: 5,
             },
-            24 | 25 => Fault::PowerLoss { node },
-            26 | 27 => Fault::PowerLossOfAll,
-            28 => Fault::WriteError { node },
-            29 => Fault::FsyncError { node },
-            30 => Fault::LowDisk { node },
-            31 => Fault::NoSpace { node },
-            32 => Fault::Clock { node, hours: self.pick(&[1, -1]) },
-            33 => Fault::Wiped { node },
-            34 => Fault::Away { node },
-            _ => Fault::SlowDisk { node, stall_ms: self.pick(&[20, 200, 2000]), seconds: 5 },
+            28 | 29 => Fault::PowerLoss { node },
+            30 | 31 => Fault::PowerLossOfAll,
+            32 => Fault::WriteError { node },
+            33 => Fault::FsyncError { node },
+            34 | 35 => Fault::SlowDisk { node, stall_ms: self.pick(&[20, 200, 2000]), seconds: 5 },
+            36 => Fault::LowDisk { node },
+            37 => Fault::NoSpace { node },
+            38 => Fault::Clock { node, hours: self.pick(&[1, -1]) },
+            39 => Fault::Wiped { node },
+            _ => Fault::Away { node },
         }
     }
 
@@ -210,8 +211,9 @@ impl Dice {
     }
 }
 
-/// Lets it happen, and ends it: since when it is over.
-pub async fn strike(fault: Fault, rig: &mut Rig<'_>) -> Instant {
+/// Lets it happen, and ends it. Returns its kind, and since when it is over.
+pub async fn strike(fault: Fault, rig: &mut Rig<'_>) -> (String, Instant) {
+    let mut kind = fault.kind();
     let sleep = |seconds| tokio::time::sleep(Duration::from_secs(seconds));
     let nodes = &mut rig.cluster.nodes;
     match fault {
@@ -252,7 +254,10 @@ pub async fn strike(fault: Fault, rig: &mut Rig<'_>) -> Instant {
             nodes[node].start();
         }
         Fault::FsyncError { node } => {
-            ends_by_itself(&mut nodes[node], || rig.disks[node].fail(), "can't fsync");
+            let said = ends_by_itself(&mut nodes[node], || rig.disks[node].fail(), "Input/output error");
+            if !said.contains("can't fsync") {
+                kind = Fault::WriteError { node }.kind();
+            }
             rig.disks[node].mend();
             rig.disks[node].cut();
             rig.disks[node].remount();
@@ -274,7 +279,7 @@ pub async fn strike(fault: Fault, rig: &mut Rig<'_>) -> Instant {
         Fault::FlippedBit { node, kind, seed } => bits::flipped_bit(rig, node, kind, seed).await,
         Fault::Away { node } => ordeals::away(rig, node).await,
     }
-    Instant::now()
+    (kind, Instant::now())
 }
 
 /// Once service is back: waits for what takes longer, so that the next fault strikes a whole cluster.
@@ -296,12 +301,14 @@ fn lose_power(rig: &mut Rig<'_>, of: &[usize]) {
     of.iter().for_each(|node| rig.cluster.nodes[*node].start());
 }
 
-/// A process that sees its disk fail does not know what is on it: it ends, and says why.
-pub fn ends_by_itself(node: &mut Daemon, spoil: impl FnOnce(), why: &str) {
+/// A process that sees its disk fail does not know what is on it: it ends, and says why. Returns what it said.
+pub fn ends_by_itself(node: &mut Daemon, spoil: impl FnOnce(), why: &str) -> String {
     let said_before = node.log().len();
     spoil();
     let code = tokio::task::block_in_place(|| node.wait_end(ENDS_WITHIN));
     let log = node.log();
     assert_eq!(code, Some(1), "{log}");
-    assert!(log[said_before..].contains(why) && !log.contains("panicked"), "it does not say {why:?}:\n{log}");
+    let said = &log[said_before..];
+    assert!(said.contains(why) && !said.contains("panicked"), "it does not say {why:?}:\n{log}");
+    said.to_string()
 }

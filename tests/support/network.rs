@@ -1,7 +1,7 @@
 //! Hosts of the test's own: network namespaces on a bridge, whose links can be cut both ways or one way.
 //! The bridge stands in a namespace, too: nothing of the machine's own network is touched.
 //!
-//! Needs root, and ip and nft; panics, saying so, without them.
+//! Needs root, and ip, nsenter and nft; panics, saying so, without them.
 
 #![allow(dead_code)] // each test file uses a part of it
 
@@ -80,7 +80,7 @@ impl Network {
         1..=self.hosts
     }
 
-    /// The name of a host's namespace, for `ip netns exec`.
+    /// The name of a host's namespace, under /run/netns.
     pub fn namespace(&self, host: usize) -> String {
         format!("{}-{host}", self.prefix)
     }
@@ -111,7 +111,8 @@ impl Network {
     }
 
     fn filter(&self, host: usize, rules: &str) {
-        run(Command::new("ip").args(["netns", "exec", &self.namespace(host), "nft", rules]));
+        let namespace = format!("--net=/run/netns/{}", self.namespace(host));
+        run(Command::new("nsenter").args([&namespace, "nft", rules]));
     }
 }
 

@@ -39,11 +39,13 @@ const FAILING_BYTES: u64 = 4096;
 /// are touched.
 pub struct PowerCut {
     /// Holds the image and the mount point; removed last.
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     image: PathBuf,
     device: String,
     mount_point: PathBuf,
     mounted: bool,
+    /// Images it has had.
+    lives: u32,
 }
 
 impl PowerCut {
@@ -60,7 +62,7 @@ impl PowerCut {
         // No room that only root may use: a full disk is full for everybody.
         run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image));
         let device = attach(&image);
-        let mut power = PowerCut { _dir: dir, image, device, mount_point, mounted: false };
+        let mut power = PowerCut { dir, image, device, mount_point, mounted: false, lives: 1 };
         power.mount();
         power
     }
@@ -128,11 +130,27 @@ impl PowerCut {
     /// their files, or do so within seconds.
     pub fn remount(&mut self) {
         self.unmount();
-        // A device of its own: whoever copied the machine's mounts meanwhile (`ip netns exec` does) holds the old
-        // file system, and mounting its device again would give that one, still without power.
         self.detach();
+        if self.is_attached() {
+            // Whoever copied the machine's mounts meanwhile (`ip netns exec` does) holds the old file system, and
+            // with it what the kernel may yet write back to the old device: over the new one's head, if they
+            // shared the image. The file system is shut down, so its journal explains a copy made at any time.
+            self.lives += 1;
+            let copy = self.dir.path().join(format!("disk-{}.img", self.lives));
+            run(Command::new("cp").arg("--sparse=always").arg(&self.image).arg(&copy));
+            std::fs::remove_file(&self.image).expect("the image is there");
+            self.image = copy;
+        }
         self.device = attach(&self.image);
         self.mount();
+    }
+
+    /// Whether the device still has the image.
+    fn is_attached(&self) -> bool {
+        let attached = run(Command::new("losetup")
+            .args(["--noheadings", "--output", "NAME", "--associated"])
+            .arg(&self.image));
+        !attached.is_empty()
     }
 
     fn detach(&self) {

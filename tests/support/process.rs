@@ -151,10 +151,11 @@ impl Daemon {
         let program = program();
         let mut command = match &self.namespace {
             None => Command::new(program),
-            // It becomes the program: the process keeps its id.
+            // It becomes the program: the process keeps its id. `ip netns exec` would copy the mounts, too, and
+            // hold what others unmount.
             Some(namespace) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", namespace, &program]);
+                let mut command = Command::new("nsenter");
+                command.args([&format!("--net=/run/netns/{namespace}"), &program]);
                 command
             }
         };

@@ -43,6 +43,7 @@ impl<'a> Rig<'a> {
     pub async fn start(network: &'a Network, engine: &'static str) -> Rig<'a> {
         let disks: Vec<PowerCut> = (0..NODES).map(|_| PowerCut::new(DISK_MIB)).collect();
         let hosts = network.hosts().map(|host| (network.namespace(host), network.address(host))).collect();
+        clock::sweep();
         let clocks = tempfile::tempdir().unwrap();
         let mut free = disks.iter();
         let cluster = Cluster::start_with(hosts, NODES, engine, |mut node| {
@@ -112,6 +113,13 @@ impl<'a> Rig<'a> {
                 panic!("{panic}\n{}", self.cluster.logs());
             }
         }
+    }
+}
+
+impl Drop for Rig<'_> {
+    fn drop(&mut self) {
+        self.cluster.nodes.clear(); // ends them
+        clock::sweep();
     }
 }
 
