@@ -33,12 +33,11 @@ fn client(cluster: &Cluster) -> Client {
 }
 
 /// Stops the node, changes its record of `key` on its disk, and starts it again.
-async fn change_on_disk(cluster: &mut Cluster, at: usize, engine: &str, key: &str, forge: Forge) {
+fn change_on_disk(cluster: &mut Cluster, at: usize, engine: &str, key: &str, forge: Forge) {
     let node = &mut cluster.nodes[at];
     assert_eq!(node.stop(), Some(0), "{}", node.log());
     tamper(&node.data_dir, engine, key, "changed", forge);
     node.start();
-    cluster.serve().await;
 }
 
 /// Waits until the node has another replica of the key's partition, and all replicas hold the same.
@@ -60,6 +59,7 @@ async fn is_rebuilt(cluster: &Cluster, client: &Client, key: &str, node: &str, b
 
 #[derive(Clone, Copy)]
 enum Finds {
+    Start,
     Scrub,
     Comparison,
 }
@@ -78,10 +78,11 @@ async fn found_and_repaired(engine: &'static str, leads: bool, finds: Finds) {
     let node = cluster.nodes[at].name.clone();
     let before = replica(&partition, &node).unwrap();
     let forge = match finds {
-        Finds::Scrub => Forge::Record,
+        Finds::Start | Finds::Scrub => Forge::Record,
         Finds::Comparison => Forge::RecordAndHash,
     };
-    change_on_disk(&mut cluster, at, engine, key, forge).await;
+    change_on_disk(&mut cluster, at, engine, key, forge);
+    cluster.serve().await;
     if leads {
         // The leadership comes back to where it is preferred.
         let started = Instant::now();
@@ -91,6 +92,7 @@ async fn found_and_repaired(engine: &'static str, leads: bool, finds: Finds) {
         }
     }
     match finds {
+        Finds::Start => {}
         Finds::Scrub => assert!(client.scrub().await.unwrap().not_reached.is_empty()),
         Finds::Comparison => {
             let compared = client.compare(vec![partition.id]).await.unwrap().remove(0);
@@ -117,8 +119,14 @@ async fn the_scrub_finds_a_changed_record_of_a_follower_on_fjall() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_scrub_finds_a_changed_record_of_a_leader_on_sled() {
-    found_and_repaired("sled", true, Finds::Scrub).await;
+async fn the_scrub_finds_a_changed_record_of_a_leader_on_fjall() {
+    found_and_repaired("fjall", true, Finds::Scrub).await;
+}
+
+/// Which is when sled would leave out what it can't read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_finds_a_changed_record_on_sled() {
+    found_and_repaired("sled", false, Finds::Start).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -147,7 +155,8 @@ async fn two_copies_that_differ_are_refused_and_kept() {
         assert!(started.elapsed() < WAIT_MAX, "it does not come\n{}", cluster.logs());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    change_on_disk(&mut cluster, at, "fjall", "key", Forge::RecordAndHash).await;
+    change_on_disk(&mut cluster, at, "fjall", "key", Forge::RecordAndHash);
+    cluster.serve().await;
     let compared = client.compare(vec![partition.id]).await.unwrap().remove(0);
     assert_eq!(compared.agreement(), Agreement::None, "{compared:?}\n{}", cluster.logs());
 
@@ -188,18 +197,30 @@ async fn two_copies_that_differ_are_refused_and_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_only_copy_that_changed_is_refused_and_kept() {
-    let mut cluster = Cluster::start(1, "sled").await;
+async fn an_only_copy_that_changed_is_refused_and_kept_on_fjall() {
+    an_only_copy_is_refused_and_kept("fjall").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_only_copy_that_changed_is_refused_and_kept_on_sled() {
+    an_only_copy_is_refused_and_kept("sled").await;
+}
+
+async fn an_only_copy_is_refused_and_kept(engine: &'static str) {
+    let mut cluster = Cluster::start(1, engine).await;
     let client = client(&cluster);
     put(&cluster.nodes[0].channel(), "key", "written").await.unwrap();
-    change_on_disk(&mut cluster, 0, "sled", "key", Forge::Record).await;
-    client.scrub().await.unwrap();
+    change_on_disk(&mut cluster, 0, engine, "key", Forge::Record);
+    if engine == "fjall" {
+        cluster.serve().await;
+        client.scrub().await.unwrap();
+    }
     is_refused(&cluster, &client).await;
     let told = info(cluster.nodes[0].channel()).await.unwrap();
     assert!(told.problems.iter().any(|problem| problem.reason == "REPLICA_FAILED"), "{told:?}");
     // It stays so after a restart, and what there is stays, too.
     assert_eq!(cluster.nodes[0].stop(), Some(0));
-    assert_eq!(tamper::value(&cluster.nodes[0].data_dir, "sled", "key"), "changed");
+    assert_eq!(tamper::value(&cluster.nodes[0].data_dir, engine, "key"), "changed");
     cluster.nodes[0].start();
     is_refused(&cluster, &client).await;
 }

@@ -23,6 +23,12 @@ use crate::types::{PartitionId, ReplicaId};
 /// From one comparison of a partition that is written to, to the next one.
 const INTERVAL: Duration = Duration::from_secs(60);
 
+/// From the beginning of a leadership to its first one.
+const FIRST_WITHIN: Duration = Duration::from_secs(5);
+
+/// From one in which somebody was missing to the next one.
+const AGAIN_AFTER: Duration = Duration::from_secs(20);
+
 /// Between two looks at what this node leads.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -73,14 +79,15 @@ struct Checked {
 }
 
 impl Checked {
-    /// Of a group that this node just began to lead: not all of them at once.
+    /// Of a group that this node just began to lead, perhaps with what an unclean start has left of its copy: soon,
+    /// though not all of them at once.
     fn begun(partition: PartitionId) -> Checked {
         let part = partition.0 % PARTS + 1;
-        Checked { due: Instant::now() + INTERVAL * part / PARTS, index: 0, complete: false }
+        Checked { due: Instant::now() + FIRST_WITHIN * part / PARTS, index: 0, complete: false }
     }
 }
 
-/// Moments within the interval, over which first comparisons are spread.
+/// Moments over which first comparisons are spread.
 const PARTS: u32 = 32;
 
 pub(super) async fn run(node: Weak<Node>) {
@@ -108,7 +115,8 @@ pub(super) async fn run(node: Weak<Node>) {
                 }
             };
             // Up to a mark or a verdict there is nothing to compare again.
-            (partition, Checked { due: Instant::now() + INTERVAL, index: applied(&replica), complete })
+            let pause = if complete { INTERVAL } else { AGAIN_AFTER };
+            (partition, Checked { due: Instant::now() + pause, index: applied(&replica), complete })
         });
         let compared = join_all(compared.collect::<Vec<_>>()).await;
         memory.extend(compared);
