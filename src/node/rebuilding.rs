@@ -15,7 +15,7 @@ use crate::types::{LogKey, PartitionId};
 const LOOK: Duration = Duration::from_secs(1);
 
 /// From one attempt for a replica to the next one: what refuses it takes time to change.
-const PAUSE: Duration = Duration::from_secs(15);
+const PAUSE: Duration = Duration::from_secs(30);
 
 const TOLD_WITHIN: Duration = Duration::from_secs(5);
 
