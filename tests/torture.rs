@@ -133,17 +133,19 @@ fn every_answer_is_right_under_each_kind_of_fault() {
     });
 }
 
-/// `RUSHKV_TORTURE_BITS` of each kind of file.
+/// One in each kind of file; `RUSHKV_TORTURE_BITS` times, each time on another cluster.
 #[test]
 fn every_answer_is_right_after_flipped_bits() {
     let seed = number("RUSHKV_TORTURE_SEED").unwrap_or(1);
-    let each = number("RUSHKV_TORTURE_BITS").unwrap_or(1);
+    let times = number("RUSHKV_TORTURE_BITS").unwrap_or(1);
     std::thread::scope(|scope| {
         for (name, engine) in [("bf", "fjall"), ("bs", "sled")] {
             scope.spawn(move || {
                 let network = Network::new(name, NODES);
-                let faults = Fault::bits(engine, each, seed);
-                network.run(|| async { torture(&network, engine, seed, &faults, Dice(seed)).await });
+                for seed in seed..seed + times {
+                    let faults = Fault::bits(engine, seed);
+                    network.run(|| async { torture(&network, engine, seed, &faults, Dice(seed)).await });
+                }
             });
         }
     });

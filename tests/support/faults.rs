@@ -139,13 +139,12 @@ impl Fault {
         ]
     }
 
-    /// So many flipped bits in each kind of file.
-    pub fn bits(engine: &str, each: u64, seed: u64) -> Vec<Fault> {
+    /// A flipped bit in each kind of file.
+    pub fn bits(engine: &str, seed: u64) -> Vec<Fault> {
         let mut dice = Dice(seed);
-        let kinds = bits::kinds(engine);
-        let all = (0..each).flat_map(|_| kinds.iter());
-        all.map(|kind| Fault::FlippedBit { node: dice.pick(&[0, 1, 2]), kind, seed: dice.roll(u64::MAX) })
-            .collect()
+        let flipped =
+            |kind| Fault::FlippedBit { node: dice.pick(&[0, 1, 2]), kind, seed: dice.roll(u64::MAX) };
+        bits::kinds(engine).into_iter().map(flipped).collect()
     }
 }
 
