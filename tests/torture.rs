@@ -42,6 +42,7 @@ use load::Load;
 use network::Network;
 use process::Daemon;
 use rig::{NODES, Rig};
+use slow_link::{Quality, SlowLinks};
 
 /// Of one seed.
 const FAULTS: usize = 8;
@@ -49,18 +50,31 @@ const FAULTS: usize = 8;
 /// Calls that have to have been answered for each fault, on the average: the load goes on all the time.
 const CALLS_MIN: u64 = 100;
 
-async fn torture(network: &Network, engine: &'static str, seed: u64, faults: &[Fault], mut dice: Dice) {
+/// Of the links between nodes, in one run of so many: all through it packets are late and lost.
+const POOR: Quality = Quality { delay_ms: (1, 10), loss_percent: 1 };
+const POOR_EVERY: u64 = 4;
+
+async fn torture(
+    network: &Network,
+    engine: &'static str,
+    seed: u64,
+    faults: &[Fault],
+    links_are_poor: bool,
+    mut dice: Dice,
+) {
+    let _links = links_are_poor.then(|| SlowLinks::new(network, None, POOR));
     let mut rig = Rig::start(network, engine).await;
     let servers: Vec<String> = rig.cluster.nodes.iter().map(Daemon::address).collect();
     let mut load = Load::start(&servers.join(","));
-    let mut account = Account::new(engine, seed);
+    let mut account = Account::new(engine, seed, links_are_poor);
     for fault in faults {
         tokio::time::sleep(dice.quiet()).await;
         assert!(!load.has_ended(), "seed {seed}: the load has ended: {}", load.talk());
         rig.is_written_to().await;
         println!("{engine}, seed {seed}: {fault}");
         let (kind, over) = strike(*fault, &mut rig).await;
-        rig.answers().await;
+        let last = rig.answers().await;
+        println!("{engine}, seed {seed}: back after {} ms, at last {last}", over.elapsed().as_millis());
         account.add(*fault, kind, over.elapsed());
         mends(*fault, &mut rig).await;
     }
@@ -92,8 +106,12 @@ async fn seeds(network: &Network, engine: &'static str) {
     let started = Instant::now();
     loop {
         let mut dice = Dice(seed);
-        let faults: Vec<Fault> = (0..FAULTS).map(|_| dice.fault()).collect();
-        torture(network, engine, seed, &faults, dice).await;
+        let links_are_poor = dice.roll(POOR_EVERY) == 0;
+        // They are made slow once.
+        let drawn = std::iter::from_fn(|| Some(dice.fault()))
+            .filter(|fault| !links_are_poor || !matches!(fault, Fault::SlowLinks { .. }));
+        let faults: Vec<Fault> = drawn.take(FAULTS).collect();
+        torture(network, engine, seed, &faults, links_are_poor, dice).await;
         seed += 1;
         if started.elapsed() >= minutes {
             return;
@@ -123,7 +141,9 @@ fn every_answer_is_right_under_each_kind_of_fault() {
         for (name, engine) in [("kf", "fjall"), ("ks", "sled")] {
             scope.spawn(move || {
                 let network = Network::new(name, NODES);
-                network.run(|| async { torture(&network, engine, 0, &Fault::of_each_kind(), Dice(0)).await });
+                network.run(|| async {
+                    torture(&network, engine, 0, &Fault::of_each_kind(), false, Dice(0)).await
+                });
             });
         }
     });
