@@ -4,8 +4,9 @@
 //! within seconds.
 //!
 //! `RUSHKV_TORTURE_SEED` begins with that seed (a failure names its own), `RUSHKV_TORTURE_MINUTES` goes on with
-//! further ones for so long; without, each engine has one, of [`FAULTS`] faults. `RUSHKV_LEDGER` names a file
-//! that gets a line of JSON for each. The same seed brings the same faults, not the same moments.
+//! further ones for so long; without, each engine has one, of [`FAULTS`] faults. `RUSHKV_TORTURE_KINDS`
+//! draws only faults whose kinds begin so (`power,fsync error`). `RUSHKV_LEDGER` names a file that gets a line of
+//! JSON for each run. The same seed brings the same faults, not the same moments.
 //!
 //! Needs root, ip, nft, nsenter, loop devices, ext4 and libfaketime.
 
@@ -46,6 +47,9 @@ use slow_link::{Quality, SlowLinks};
 
 /// Of one seed.
 const FAULTS: usize = 8;
+
+/// Draws until there are so many of the kinds that are wanted.
+const DRAWS_MAX: usize = 10_000;
 
 /// Calls that have to have been answered for each fault, on the average: the load goes on all the time.
 const CALLS_MIN: u64 = 100;
@@ -103,14 +107,19 @@ async fn seeds(network: &Network, engine: &'static str) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
     let mut seed = number("RUSHKV_TORTURE_SEED").unwrap_or(u64::try_from(now).unwrap());
     let minutes = Duration::from_secs(60 * number("RUSHKV_TORTURE_MINUTES").unwrap_or(0));
+    let kinds = std::env::var("RUSHKV_TORTURE_KINDS").unwrap_or_default();
     let started = Instant::now();
     loop {
         let mut dice = Dice(seed);
         let links_are_poor = dice.roll(POOR_EVERY) == 0;
-        // They are made slow once.
-        let drawn = std::iter::from_fn(|| Some(dice.fault()))
-            .filter(|fault| !links_are_poor || !matches!(fault, Fault::SlowLinks { .. }));
+        let is_wanted = |fault: &Fault| {
+            // Links are made slow once.
+            let may_be = !links_are_poor || !matches!(fault, Fault::SlowLinks { .. });
+            may_be && kinds.split(',').any(|kind| fault.kind().starts_with(kind))
+        };
+        let drawn = (0..DRAWS_MAX).map(|_| dice.fault()).filter(is_wanted);
         let faults: Vec<Fault> = drawn.take(FAULTS).collect();
+        assert_eq!(faults.len(), FAULTS, "RUSHKV_TORTURE_KINDS = {kinds:?}: there are hardly any such");
         torture(network, engine, seed, &faults, links_are_poor, dice).await;
         seed += 1;
         if started.elapsed() >= minutes {
