@@ -99,7 +99,8 @@ LEDGER ?= $(CURDIR)/target/ledger.jsonl
 
 torture: ## faults by the dice and checked histories, for MINUTES (as root, after make test-deps)
 	RUSHKV_COMMIT=$$(git rev-parse --short HEAD) RUSHKV_TORTURE_MINUTES=$(or $(MINUTES),10) RUSHKV_LEDGER=$(LEDGER) \
-		$(CARGO) test --locked --features system-tests --test torture under_faults -- --nocapture --test-threads=2
+		$(CARGO) test --locked --features system-tests --test torture under_faults -- --nocapture --test-threads=2; \
+		code=$$?; tests/ledger_summary.py $(LEDGER); exit $$code
 
 ledger: ## what make torture has tried so far, as a table
 	@tests/ledger_summary.py $(LEDGER)

@@ -26,6 +26,7 @@ def main():
         f"{len(runs)} runs of commit {', '.join(commits)}:"
         f" {sum(run['operations'] or 0 for run in runs)} operations checked,"
         f" {sum(run['unknown'] or 0 for run in runs)} of them of unknown outcome;"
+        f" links slow all through {sum(run['links_are_poor'] for run in runs)} of the runs;"
         f" verdicts: {', '.join(f'{count} {verdict}' for verdict, count in verdicts.items())}.\n"
     )
     print(f"| fault | {' | '.join(ENGINES)} | service back after: median | worst |")

@@ -6,9 +6,11 @@
 #[path = "support/power.rs"]
 mod power;
 
-use std::io::{BufRead as _, BufReader};
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use bytes::Bytes;
 use power::PowerCut;
@@ -250,4 +252,46 @@ fn sled_survives_a_full_disk() {
 #[test]
 fn fjall_survives_a_full_disk() {
     fill_the_disk(Kind::Fjall, "fjall_survives_a_full_disk", 256);
+}
+
+/// Of the tests themselves: a mount that somebody else has copied outlives ours, and what the kernel writes back to it
+/// must not reach the disk that is mounted next.
+#[test]
+fn a_disk_that_somebody_else_holds_keeps_what_was_fsynced() {
+    let mut power = PowerCut::new(64);
+    let write = |power: &PowerCut, round: usize| {
+        for number in 0..200 {
+            let mut file = File::create(power.path().join(format!("{round}-{number}"))).unwrap();
+            file.write_all(format!("{round}").repeat(number).as_bytes()).unwrap();
+            file.sync_all().unwrap();
+        }
+        File::open(power.path()).and_then(|dir| dir.sync_all()).unwrap();
+    };
+    write(&power, 1);
+    let mut holder = Command::new("unshare")
+        .args(["--mount", "cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It answers once it has its copy.
+    holder.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    holder.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    power.cut();
+    power.remount();
+    write(&power, 2);
+    // Everything is where it belongs, and the journal explains nothing any more.
+    power.stall(Duration::ZERO);
+    drop(holder.stdin.take());
+    assert!(holder.wait().unwrap().success());
+    power.cut();
+    power.remount();
+    for (round, number) in (1..=2).flat_map(|round| (0..200).map(move |number| (round, number))) {
+        let path = power.path().join(format!("{round}-{number}"));
+        assert_eq!(
+            std::fs::read_to_string(path).unwrap(),
+            format!("{round}").repeat(number),
+            "{round}-{number}"
+        );
+    }
 }

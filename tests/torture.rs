@@ -4,8 +4,9 @@
 //! within seconds.
 //!
 //! `RUSHKV_TORTURE_SEED` begins with that seed (a failure names its own), `RUSHKV_TORTURE_MINUTES` goes on with
-//! further ones for so long; without, each engine has one, of [`FAULTS`] faults. `RUSHKV_LEDGER` names a file
-//! that gets a line of JSON for each. The same seed brings the same faults, not the same moments.
+//! further ones for so long; without, each engine has one, of [`FAULTS`] faults. `RUSHKV_TORTURE_KINDS`
+//! draws only faults whose kinds begin so (`power,fsync error`). `RUSHKV_LEDGER` names a file that gets a line of
+//! JSON for each run. The same seed brings the same faults, not the same moments.
 //!
 //! Needs root, ip, nft, nsenter, loop devices, ext4 and libfaketime.
 
@@ -44,25 +45,42 @@ use load::Load;
 use network::Network;
 use process::Daemon;
 use rig::{NODES, Rig};
+use slow_link::{Quality, SlowLinks};
 
 /// Of one seed.
 const FAULTS: usize = 8;
 
+/// Draws until there are so many of the kinds that are wanted.
+const DRAWS_MAX: usize = 10_000;
+
 /// Calls that have to have been answered for each fault, on the average: the load goes on all the time.
 const CALLS_MIN: u64 = 100;
 
-async fn torture(network: &Network, engine: &'static str, seed: u64, faults: &[Fault], mut dice: Dice) {
+/// Of the links between nodes, in one run of so many: all through it packets are late and lost.
+const POOR: Quality = Quality { delay_ms: (1, 10), loss_percent: 1 };
+const POOR_EVERY: u64 = 4;
+
+async fn torture(
+    network: &Network,
+    engine: &'static str,
+    seed: u64,
+    faults: &[Fault],
+    links_are_poor: bool,
+    mut dice: Dice,
+) {
+    let _links = links_are_poor.then(|| SlowLinks::new(network, None, POOR));
     let mut rig = Rig::start(network, engine).await;
     let servers: Vec<String> = rig.cluster.nodes.iter().map(Daemon::address).collect();
     let mut load = Load::start(&servers.join(","));
-    let mut account = Account::new(engine, seed);
+    let mut account = Account::new(engine, seed, links_are_poor);
     for fault in faults {
         tokio::time::sleep(dice.quiet()).await;
         assert!(!load.has_ended(), "seed {seed}: the load has ended: {}", load.talk());
         rig.is_written_to().await;
         println!("{engine}, seed {seed}: {fault}");
         let (kind, over) = strike(*fault, &mut rig).await;
-        rig.answers().await;
+        let last = rig.answers().await;
+        println!("{engine}, seed {seed}: back after {} ms, at last {last}", over.elapsed().as_millis());
         account.add(*fault, kind, over.elapsed());
         mends(*fault, &mut rig).await;
     }
@@ -93,11 +111,20 @@ async fn seeds(network: &Network, engine: &'static str) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
     let mut seed = number("RUSHKV_TORTURE_SEED").unwrap_or(u64::try_from(now).unwrap());
     let minutes = Duration::from_secs(60 * number("RUSHKV_TORTURE_MINUTES").unwrap_or(0));
+    let kinds = std::env::var("RUSHKV_TORTURE_KINDS").unwrap_or_default();
     let started = Instant::now();
     loop {
         let mut dice = Dice(seed);
-        let faults: Vec<Fault> = (0..FAULTS).map(|_| dice.fault()).collect();
-        torture(network, engine, seed, &faults, dice).await;
+        let links_are_poor = dice.roll(POOR_EVERY) == 0;
+        let is_wanted = |fault: &Fault| {
+            // Links are made slow once.
+            let may_be = !links_are_poor || !matches!(fault, Fault::SlowLinks { .. });
+            may_be && kinds.split(',').any(|kind| fault.kind().starts_with(kind))
+        };
+        let drawn = (0..DRAWS_MAX).map(|_| dice.fault()).filter(is_wanted);
+        let faults: Vec<Fault> = drawn.take(FAULTS).collect();
+        assert_eq!(faults.len(), FAULTS, "RUSHKV_TORTURE_KINDS = {kinds:?}: there are hardly any such");
+        torture(network, engine, seed, &faults, links_are_poor, dice).await;
         seed += 1;
         if started.elapsed() >= minutes {
             return;
@@ -127,7 +154,9 @@ fn every_answer_is_right_under_each_kind_of_fault() {
         for (name, engine) in [("kf", "fjall"), ("ks", "sled")] {
             scope.spawn(move || {
                 let network = Network::new(name, NODES);
-                network.run(|| async { torture(&network, engine, 0, &Fault::of_each_kind(), Dice(0)).await });
+                network.run(|| async {
+                    torture(&network, engine, 0, &Fault::of_each_kind(), false, Dice(0)).await
+                });
             });
         }
     });

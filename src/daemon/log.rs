@@ -34,7 +34,29 @@ pub fn init(level: &str) -> Result<Switch, String> {
         false => registry.with(layer.with_ansi(wants_colour())).try_init(),
     };
     started.map_err(|error| error.to_string())?;
+    ::log::set_logger(&Libraries).map_err(|error| error.to_string())?;
+    ::log::set_max_level(::log::LevelFilter::Warn);
     Ok(Switch { handle })
+}
+
+/// What libraries say by way of the crate `log`: fjall tells there, and nowhere else, why a flush failed.
+struct Libraries;
+
+impl ::log::Log for Libraries {
+    fn enabled(&self, metadata: &::log::Metadata<'_>) -> bool {
+        metadata.level() <= ::log::Level::Warn
+    }
+
+    fn log(&self, record: &::log::Record<'_>) {
+        let from = record.target();
+        match record.level() {
+            ::log::Level::Error => tracing::error!(target: "library", from, "{}", record.args()),
+            ::log::Level::Warn => tracing::warn!(target: "library", from, "{}", record.args()),
+            _ => {}
+        }
+    }
+
+    fn flush(&self) {}
 }
 
 /// A level without a module is for RushKV; the libraries below it then tell warnings and errors only,
@@ -188,6 +210,28 @@ mod tests {
         });
         let text = sink.text();
         assert!(text.contains("shown") && !text.contains("hidden"), "{text}");
+    }
+
+    #[test]
+    fn what_libraries_warn_of_is_told() {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        let layer = tracing_subscriber::fmt::layer()
+            .with_ansi(false)
+            .event_format(Journal)
+            .with_writer(move || writer.clone());
+        let registry = tracing_subscriber::registry().with(filter("info").unwrap()).with(layer);
+        tracing::subscriber::with_default(registry, || {
+            for level in [::log::Level::Error, ::log::Level::Warn, ::log::Level::Info] {
+                let mut record = ::log::Record::builder();
+                let record = record.level(level).target("engine::flush");
+                ::log::Log::log(&Libraries, &record.args(format_args!("disk")).build());
+            }
+        });
+        assert_eq!(
+            sink.text(),
+            "<3>library: disk from=\"engine::flush\"\n<4>library: disk from=\"engine::flush\"\n"
+        );
     }
 
     #[test]

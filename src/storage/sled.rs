@@ -30,8 +30,7 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -75,8 +74,9 @@ struct SyncedBlobs(HashSet<PathBuf>);
 
 struct Shared {
     /// A write or sync has failed: sled is not asked to write again, since after some errors (a full
-    /// disk under a large value) it would wait for ever for a buffer that nobody completes.
-    failed: AtomicBool,
+    /// disk under a large value) it would wait for ever for a buffer that nobody completes. Holds the first
+    /// error: whoever hears of it next may be the one who ends the process, and must say why.
+    failed: OnceLock<String>,
     writer: Mutex<()>,
     state: RwLock<State>,
 }
@@ -115,7 +115,7 @@ impl Sled {
             dir: dir.to_path_buf(),
             cache_bytes: options.cache_bytes,
             shared: Arc::new(Shared {
-                failed: AtomicBool::new(false),
+                failed: OnceLock::new(),
                 writer: Mutex::new(()),
                 state: RwLock::new(state),
             }),
@@ -133,15 +133,18 @@ impl Shared {
 
     /// Does nothing but fail after [`Self::note`] has seen a failure.
     fn check_working(&self) -> Result<()> {
-        if self.failed.load(Relaxed) {
-            return Err(io_error("writing", std::io::Error::other("an earlier write or sync failed")));
+        match self.failed.get() {
+            None => Ok(()),
+            Some(first) => {
+                let why = format!("an earlier write or sync failed: {first}");
+                Err(io_error("writing", std::io::Error::other(why)))
+            }
         }
-        Ok(())
     }
 
     fn note<T>(&self, written: Result<T>) -> Result<T> {
-        if let Err(Error::Io { .. } | Error::Corrupt { .. }) = &written {
-            self.failed.store(true, Relaxed);
+        if let Err(error @ (Error::Io { .. } | Error::Corrupt { .. })) = &written {
+            self.failed.get_or_init(|| error.to_string());
         }
         written
     }
@@ -507,6 +510,27 @@ fn convert(error: SledError, doing: impl FnOnce() -> String) -> Error {
         // Its own invariants are broken, so what it holds in memory is not to be trusted any more.
         error @ (SledError::ReportableBug(_) | SledError::CollectionNotFound(_)) => {
             io_error(doing(), std::io::Error::other(error.to_string()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_failure_nothing_is_written_and_the_first_error_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let sled = Sled::open(dir.path(), &Options { cache_bytes: 1 << 20 }).unwrap();
+        let full = std::io::Error::from(ErrorKind::StorageFull);
+        let text = full.to_string();
+        assert!(sled.shared.note::<()>(Err(io_error("applying a batch", full))).is_err());
+        assert!(sled.shared.note::<()>(Err(io_error("flushing", std::io::Error::other("later")))).is_err());
+        let mut batch = Batch::default();
+        batch.put("k", "v");
+        for refused in [sled.apply(batch), sled.checkpoint(), sled.close()] {
+            let refused = refused.unwrap_err().to_string();
+            assert!(refused.contains(&text) && !refused.contains("later"), "{refused}");
         }
     }
 }

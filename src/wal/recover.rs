@@ -122,7 +122,8 @@ pub(super) fn recover(fs: Arc<dyn Fs>, options: &Options, metrics: Metrics) -> R
         let bytes = last_found.len;
         let segment =
             Arc::new(Segment { salt: last_found.header.salt, file: last_found.file.clone(), bytes });
-        scan(&last_found, &content, None, |offset, key, record| {
+        // Where it ends is known by now: what stands behind is not searched again.
+        scan(&last_found, &content, Some((end.offset, end.next_batch)), |offset, key, record| {
             replay.apply(&last_found, &segment, offset, key, record)
         })?;
         replay.cache.evict();

@@ -15,17 +15,17 @@ const BACK_WITHIN: Duration = Duration::from_secs(5);
 pub struct Account {
     pub engine: &'static str,
     pub seed: u64,
+    links_are_poor: bool,
     /// Each fault, its kind, and how long service was away after it.
     faults: Vec<(Fault, String, Duration)>,
 }
 
 impl Account {
-    pub fn new(engine: &'static str, seed: u64) -> Account {
-        Account { engine, seed, faults: Vec::new() }
+    pub fn new(engine: &'static str, seed: u64, links_are_poor: bool) -> Account {
+        Account { engine, seed, links_are_poor, faults: Vec::new() }
     }
 
     pub fn add(&mut self, fault: Fault, kind: String, back_after: Duration) {
-        println!("{}, seed {}: {fault}: back after {} ms", self.engine, self.seed, back_after.as_millis());
         self.faults.push((fault, kind, back_after));
     }
 
@@ -51,6 +51,7 @@ impl Account {
             "commit": std::env::var("RUSHKV_COMMIT").unwrap_or("-".into()),
             "engine": self.engine,
             "seed": self.seed,
+            "links_are_poor": self.links_are_poor,
             "back_ms": back_ms,
             "operations": check["operations"],
             "unknown": check["unknown"],

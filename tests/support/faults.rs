@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::bits;
 use crate::network::Cut;
-use crate::ordeals;
+use crate::ordeals::{self, Lost};
 use crate::process::Daemon;
 use crate::rig::{NODES, Rig};
 use crate::slow_link::{Quality, SlowLinks};
@@ -77,9 +77,10 @@ pub enum Fault {
         node: usize,
         hours: i64,
     },
-    /// An empty data directory; the operator has it leave and join anew.
+    /// What a node keeps is lost, or a part of it; the operator has it leave and join anew.
     Wiped {
         node: usize,
+        lost: Lost,
     },
     /// Until it needs a snapshot; and a kill in the middle of it.
     Away {
@@ -114,7 +115,9 @@ impl Fault {
             Fault::LowDisk { .. } => "low disk".into(),
             Fault::NoSpace { .. } => "no space".into(),
             Fault::Clock { hours, .. } => format!("clock jump of {hours:+} h"),
-            Fault::Wiped { .. } => "wiped data directory".into(),
+            Fault::Wiped { lost: Lost::All, .. } => "wiped data directory".into(),
+            Fault::Wiped { lost: Lost::Log, .. } => "wiped log".into(),
+            Fault::Wiped { lost: Lost::Engine, .. } => "wiped engine".into(),
             Fault::Away { .. } => "killed while it receives a snapshot".into(),
             Fault::FlippedBit { kind, .. } => format!("flipped bit: {kind}"),
         }
@@ -134,8 +137,9 @@ impl Fault {
             Fault::NoSpace { node: 2 },
             Fault::Clock { node: 0, hours: 1 },
             Fault::Clock { node: 1, hours: -1 },
-            Fault::Wiped { node: 1 },
-            Fault::Away { node: 2 },
+            Fault::Wiped { node: 1, lost: Lost::Log },
+            Fault::Wiped { node: 2, lost: Lost::All },
+            Fault::Away { node: 0 },
         ]
     }
 
@@ -199,7 +203,7 @@ impl Dice {
             36 => Fault::LowDisk { node },
             37 => Fault::NoSpace { node },
             38 => Fault::Clock { node, hours: self.pick(&[1, -1]) },
-            39 => Fault::Wiped { node },
+            39 => Fault::Wiped { node, lost: self.pick(&[Lost::All, Lost::Log, Lost::Engine]) },
             _ => Fault::Away { node },
         }
     }
@@ -274,7 +278,7 @@ pub async fn strike(fault: Fault, rig: &mut Rig<'_>) -> (String, Instant) {
         Fault::LowDisk { node } => ordeals::low_disk(rig, node).await,
         Fault::NoSpace { node } => ordeals::no_space(rig, node).await,
         Fault::Clock { node, hours } => ordeals::clock_jump(rig, node, hours).await,
-        Fault::Wiped { node } => ordeals::wiped(rig, node).await,
+        Fault::Wiped { node, lost } => ordeals::wiped(rig, node, lost).await,
         Fault::FlippedBit { node, kind, seed } => bits::flipped_bit(rig, node, kind, seed).await,
         Fault::Away { node } => ordeals::away(rig, node).await,
     }

@@ -96,11 +96,11 @@ impl Network {
         let mut rules = "table ip cut {}\ndelete table ip cut\ntable ip cut {\n".to_string();
         if cut != Cut::Outbound {
             rules += "chain heard { type filter hook input priority 0;\n";
-            rules += &format!("iifname eth0 ip saddr {first}-{last} drop\n}}\n");
+            rules += &format!("iifname != lo ip saddr {first}-{last} drop\n}}\n");
         }
         if cut != Cut::Inbound {
             rules += "chain said { type filter hook output priority 0;\n";
-            rules += &format!("oifname eth0 ip daddr {first}-{last} drop\n}}\n");
+            rules += &format!("oifname != lo ip daddr {first}-{last} drop\n}}\n");
         }
         self.filter(host, &(rules + "}\n"));
     }

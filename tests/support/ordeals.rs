@@ -107,17 +107,32 @@ pub async fn clock_jump(rig: &mut Rig<'_>, node: usize, hours: i64) {
     rig.set_clock(node, 0);
 }
 
-/// A node loses what is in its data directory. It must not come back as who it was; once the operator has said
-/// that its old self has left, it joins anew.
-pub async fn wiped(rig: &mut Rig<'_>, node: usize) {
+/// Of a data directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lost {
+    All,
+    Log,
+    Engine,
+}
+
+/// A node loses what it has, or a part of it. It must not come back as who it was; once the operator has said that
+/// its old self has left, it joins anew.
+pub async fn wiped(rig: &mut Rig<'_>, node: usize, lost: Lost) {
     let victim = &mut rig.cluster.nodes[node];
     victim.kill();
-    std::fs::remove_dir_all(&victim.data_dir).unwrap();
+    let said_before = victim.log().len();
+    let (gone, why) = match lost {
+        Lost::All => (victim.data_dir.clone(), "with another data directory"),
+        Lost::Log => (victim.data_dir.join("wal"), "start with an empty one"),
+        Lost::Engine => (victim.data_dir.join("engine"), "has lost its engine folder"),
+    };
+    std::fs::remove_dir_all(gone).unwrap();
     victim.start();
     let code = tokio::task::block_in_place(|| victim.wait_end(WAIT_MAX));
     let log = victim.log();
     assert_eq!(code, Some(1), "{log}");
-    assert!(log.contains("with another data directory"), "{log}");
+    assert!(log[said_before..].contains(why), "it does not say {why:?}:\n{log}");
+    std::fs::remove_dir_all(&victim.data_dir).unwrap();
     replaced(rig, node).await;
 }
 

@@ -92,27 +92,34 @@ impl<'a> Rig<'a> {
         told.map_or(0, |told| told.into_inner().partitions.iter().map(|one| one.commit_index).sum())
     }
 
-    /// Waits until every node answers a write and a read in every partition.
-    pub async fn answers(&self) {
+    /// Waits until every node answers a write and a read in every partition. Returns who was last, and what it
+    /// said before.
+    pub async fn answers(&self) -> String {
         let started = Instant::now();
         let calls = self.cluster.nodes.iter().flat_map(|node| {
             let channel = node.channel();
             self.keys.iter().map(move |key| {
                 let (channel, key, node) = (channel.clone(), key.clone(), node.name.clone());
                 tokio::spawn(async move {
+                    let mut refused = String::new();
                     while let Err(status) = put_and_get(&channel, &key).await {
                         assert!(started.elapsed() < WAIT_MAX, "{node} does not answer for {key}: {status}");
+                        refused = status.message().to_string();
                         // A node that is not there refuses at once.
                         tokio::time::sleep(Duration::from_millis(10)).await;
                     }
+                    (started.elapsed(), format!("{node} for {key}: {refused}"))
                 })
             })
         });
+        let mut last = (Duration::ZERO, String::new());
         for call in calls.collect::<Vec<_>>() {
-            if let Err(panic) = call.await {
-                panic!("{panic}\n{}", self.cluster.logs());
+            match call.await {
+                Ok(answered) => last = last.max(answered),
+                Err(panic) => panic!("{panic}\n{}", self.cluster.logs()),
             }
         }
+        last.1
     }
 }
 
