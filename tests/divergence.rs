@@ -196,6 +196,39 @@ async fn two_copies_that_differ_are_refused_and_kept() {
     client.put("key", "another").await.unwrap();
 }
 
+/// Of two copies one votes: if that one is wrong, by its own sum, nobody else can lead. It refuses, and goes on as a
+/// member, so that the operator can let its node leave.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_voter_of_two_copies_that_changed_refuses_until_it_has_left() {
+    let mut cluster =
+        Cluster::start_with(Vec::new(), 2, "fjall", |node| node.env("RUSHKV__CLUSTER__REPLICAS", "2")).await;
+    let client = client(&cluster);
+    put(&cluster.nodes[0].channel(), "key", "written").await.unwrap();
+    let partition = partition_of(&client, "key").await;
+    let at = (0..2).find(|at| cluster.nodes[*at].name == partition.leader).unwrap();
+    cluster.catches_up(1 - at).await;
+    change_on_disk(&mut cluster, at, "fjall", "key", Forge::Record);
+    cluster.serve().await;
+    client.scrub().await.unwrap();
+    let started = Instant::now();
+    loop {
+        match client.get("key").await {
+            Err(error) if error.reason == Reason::Diverged => break,
+            found => assert!(started.elapsed() < WAIT_MAX, "{found:?}\n{}", cluster.logs()),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(client.put("key", "another").await.unwrap_err().reason, Reason::Diverged);
+    let told = info(cluster.nodes[at].channel()).await.unwrap();
+    assert!(told.problems.iter().any(|problem| problem.reason == "DIVERGED"), "{told:?}");
+
+    client.leave(&cluster.nodes[at].name).await.unwrap();
+    let kept = cluster.nodes[1 - at].name.clone();
+    cluster.settles(1 - at, &[&kept], |replicas| replicas == 8).await;
+    assert_eq!(client.get("key").await.unwrap().unwrap().value, "written");
+    client.put("key", "another").await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_only_copy_that_changed_is_refused_and_kept_on_fjall() {
     an_only_copy_is_refused_and_kept("fjall").await;

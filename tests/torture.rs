@@ -173,7 +173,8 @@ fn every_answer_is_right_after_flipped_bits() {
                 let network = Network::new(name, NODES);
                 for seed in seed..seed + times {
                     let faults = Fault::bits(engine, seed);
-                    network.run(|| async { torture(&network, engine, seed, &faults, Dice(seed)).await });
+                    network
+                        .run(|| async { torture(&network, engine, seed, &faults, false, Dice(seed)).await });
                 }
             });
         }

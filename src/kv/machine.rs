@@ -279,6 +279,11 @@ impl crate::raft::Machine for Machine {
         Ok(self.ahead_until)
     }
 
+    fn verify(space: &Space) -> Result<(), ApplyError> {
+        verify(&space.view()?, |_| true)?;
+        Ok(())
+    }
+
     fn apply(&mut self, index: u64, command: Bytes, txn: &mut Txn<'_>) -> Result<Bytes, ApplyError> {
         let mut ops = match decode_command(command).map_err(ApplyError::Command)? {
             Command::Writes(_) if self.seals.hold_at(index) => return Ok(encode_sealed()),

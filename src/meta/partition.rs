@@ -205,7 +205,8 @@ impl Partition {
                 self.replicas.len()
             ));
         }
-        if self.rebuilt_at > 0 && now < self.rebuilt_at.saturating_add(REBUILD_PAUSE_SECONDS) {
+        // A clock that was far ahead must not put this off for years.
+        if self.rebuilt_at > 0 && now.abs_diff(self.rebuilt_at) < REBUILD_PAUSE_SECONDS {
             return Err(format!(
                 "a replica was rebuilt less than {} minutes ago: this one has to wait",
                 REBUILD_PAUSE_SECONDS / 60

@@ -89,6 +89,9 @@ fn a_damaged_replica_is_replaced_once_an_hour_and_only_beside_a_majority() {
     let early = three.rebuild(replica(3, 1), 10_000 + 3599).unwrap_err();
     assert!(early.contains("has to wait"), "{early}");
     assert_eq!(three.rebuild(replica(3, 1), 10_000 + 3600), Ok(true));
+    // A node whose clock was wrong does not put it off for good.
+    assert_eq!(three.rebuild(replica(1, 1), 1 << 40), Ok(true));
+    assert_eq!(three.rebuild(replica(2, 2), 30_000), Ok(true));
     let mut two = Partition::born(0, &[NodeId(1), NodeId(2)]);
     let alone = two.rebuild(replica(2, 1), 10_000).unwrap_err();
     assert!(alone.contains("no majority"), "{alone}");

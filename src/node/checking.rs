@@ -11,7 +11,7 @@ use prometheus::{IntCounter, Registry};
 use tokio::time::{Instant, sleep};
 
 use super::calls::Place;
-use super::divergence::{Agreement, judge};
+use super::divergence::{Agreement, judge, others_agree};
 use super::{Deadline, Node, Replica};
 use crate::error::{Error, Reason, Result};
 use crate::kv::{self, Verdict};
@@ -72,7 +72,7 @@ impl Metrics {
 /// Of a led partition.
 struct Checked {
     due: Instant,
-    /// The last mark, or what followed on it in the log.
+    /// The last mark.
     index: u64,
     /// Everybody was compared there, and nobody differed.
     complete: bool,
@@ -106,17 +106,17 @@ pub(super) async fn run(node: Weak<Node>) {
         });
         let deadline = Instant::now() + COMPARED_WITHIN;
         let node = &node;
-        let compared = due.map(|(partition, replica)| async move {
-            let complete = match node.compare_here(partition, deadline).await {
-                Ok(comparison) => comparison.agreement() == v1::Agreement::Same,
+        let compared = due.map(|(partition, _)| async move {
+            let compared = node.compare_here(partition, deadline).await;
+            let (complete, index) = match compared {
+                Ok(comparison) => (comparison.agreement() == v1::Agreement::Same, comparison.mark),
                 Err(error) => {
                     tracing::debug!(%partition, %error, "the replicas were not compared; later again");
-                    false
+                    (false, 0)
                 }
             };
-            // Up to a mark or a verdict there is nothing to compare again.
             let pause = if complete { INTERVAL } else { AGAIN_AFTER };
-            (partition, Checked { due: Instant::now() + pause, index: applied(&replica), complete })
+            (partition, Checked { due: Instant::now() + pause, index, complete })
         });
         let compared = join_all(compared.collect::<Vec<_>>()).await;
         memory.extend(compared);
@@ -132,6 +132,15 @@ pub(super) fn halted(partition: PartitionId) -> Error {
     let message = format!(
         "the replicas of partition {partition} differ, and no majority says which is right: rushkvctl debug hash shows \
          them; nothing was changed"
+    );
+    Error::new(Reason::Diverged, message)
+}
+
+/// What a leader answers whose own copy is not what was written, while nobody can take its place.
+pub(super) fn suspect(partition: PartitionId) -> Error {
+    let message = format!(
+        "the leader's copy of partition {partition} is not what was written, and no others are known that agree: see \
+         rushkvctl cluster health; nothing was changed"
     );
     Error::new(Reason::Diverged, message)
 }
@@ -163,6 +172,18 @@ impl Node {
         Ok(join_all(compared).await)
     }
 
+    /// Whether all voters but this replica were heard just now, are a majority, and hold the same.
+    pub(super) async fn others_agree(&self, partition: PartitionId, replica: ReplicaId) -> bool {
+        let Ok(compared) = self.compare_somewhere(partition, Instant::now() + COMPARED_WITHIN).await else {
+            return false;
+        };
+        let of = |one: &v1::ReplicaHash| ReplicaId(one.replica);
+        let voters: Vec<ReplicaId> = compared.replicas.iter().filter(|one| one.is_voter).map(of).collect();
+        let hashes = compared.replicas.iter();
+        let hashes = hashes.filter_map(|one| Some((of(one), u128::from_str_radix(&one.hash, 16).ok()?)));
+        others_agree(replica, &voters, &hashes.collect())
+    }
+
     async fn compare_somewhere(&self, partition: PartitionId, deadline: Deadline) -> Result<v1::Comparison> {
         let attempt = |place| async move {
             match place {
@@ -181,18 +202,21 @@ impl Node {
         deadline: Deadline,
     ) -> Result<v1::Comparison> {
         let replica = self.replica(partition).ok_or_else(|| self.no_leader(partition.group()))?;
+        // Before a mark is written: this is worth repeating.
+        if replica.group.status().joint {
+            return Err(Error::new(Reason::Unavailable, "its voters are being changed: try again"));
+        }
         let marked = self.propose_here(partition.group(), kv::encode_mark_command(), deadline).await?;
         let kv::Mark { index: mark, hash: own } =
             kv::decode_mark(marked).map_err(|error| Error::new(Reason::Internal, error.to_string()))?;
         let status = replica.group.status();
-        if status.joint {
-            return Err(Error::new(Reason::Unavailable, "its voters are being changed: try again"));
-        }
         let here = replica.group.key().replica;
         let heard_by = deadline.min(Instant::now() + HEARD_WITHIN);
         let members: Vec<ReplicaId> = status.voters.iter().chain(&status.learners).copied().collect();
+        let replica = &replica;
         let asked = members.iter().map(|member| async move {
             let said = match *member == here {
+                true if replica.suspect.get().is_some() => Err(suspect(partition)),
                 true => Ok(own),
                 false => self.hash_there(partition, *member, mark, heard_by).await,
             };
@@ -201,7 +225,11 @@ impl Node {
         let said = join_all(asked).await;
         let hashes =
             said.iter().filter_map(|(replica, said)| Some((*replica, *said.as_ref().ok()?))).collect();
-        let agreement = judge(&status.voters, &status.learners, &hashes);
+        let agreement = match status.joint {
+            // They began to change meanwhile.
+            true => Agreement::Incomplete,
+            false => judge(&status.voters, &status.learners, &hashes),
+        };
         let verdict = match agreement {
             Agreement::Same(_) | Agreement::Incomplete => None,
             Agreement::Majority(hash) => Some(Verdict::Majority { mark, hash }),
@@ -226,7 +254,7 @@ impl Node {
                 tracing::warn!(%partition, %error, ?verdict, "it is not known whether the verdict was applied");
             }
         }
-        Ok(self.comparison(partition, mark, agreement, said))
+        Ok(self.comparison(partition, mark, agreement, said, &status.voters))
     }
 
     fn comparison(
@@ -235,6 +263,7 @@ impl Node {
         mark: u64,
         agreement: Agreement,
         said: Vec<(ReplicaId, Result<u128>)>,
+        voters: &[ReplicaId],
     ) -> v1::Comparison {
         let agreement = match agreement {
             Agreement::Same(_) => v1::Agreement::Same,
@@ -247,7 +276,14 @@ impl Node {
                 Ok(hash) => (format!("{hash:032x}"), String::new()),
                 Err(error) => (String::new(), error.message),
             };
-            v1::ReplicaHash { replica: replica.0, node: self.member_name(replica.node()), hash, problem }
+            let is_voter = voters.contains(&replica);
+            v1::ReplicaHash {
+                replica: replica.0,
+                node: self.member_name(replica.node()),
+                hash,
+                problem,
+                is_voter,
+            }
         });
         v1::Comparison {
             partition: partition.0,
@@ -277,6 +313,9 @@ impl Node {
             if let Some(why) = held.group.damage() {
                 let message = format!("its copy is damaged: {why}");
                 return Err(Error::new(Reason::ReplicaFailed, message));
+            }
+            if held.suspect.get().is_some() {
+                return Err(suspect(partition));
             }
             let applied = applied(&held);
             if applied >= mark {

@@ -17,30 +17,33 @@ pub enum Agreement {
     None,
 }
 
-/// Voters decide; where they are fewer than three, all copies do, and one of two is no majority. Who could not
-/// be asked counts as one that might say anything.
+/// Voters alone are witnesses: a learner may have got all it has from the leader, so that it can lose, and never
+/// outvote. A strict majority of the voters decides, and a single one is none. Who could not be asked counts as
+/// one that might say anything.
 pub fn judge(voters: &[ReplicaId], learners: &[ReplicaId], hashes: &BTreeMap<ReplicaId, u128>) -> Agreement {
-    let members: BTreeSet<ReplicaId> = voters.iter().chain(learners).copied().collect();
-    let electorate: BTreeSet<ReplicaId> = match voters.len() {
-        ..3 => members.clone(),
-        _ => voters.iter().copied().collect(),
-    };
-    let mut counts: BTreeMap<u128, usize> = BTreeMap::new();
     let said = |replica: &ReplicaId| hashes.get(replica).copied();
-    for hash in electorate.iter().filter_map(said) {
+    let mut counts: BTreeMap<u128, usize> = BTreeMap::new();
+    for hash in voters.iter().filter_map(said) {
         *counts.entry(hash).or_default() += 1;
     }
-    let all: BTreeSet<u128> = members.iter().filter_map(said).collect();
-    let winner = counts.iter().find(|(_, count)| **count * 2 > electorate.len()).map(|(hash, _)| *hash);
-    match (all.len(), winner) {
-        (0, _) => Agreement::Incomplete,
-        (1, _) if members.iter().all(|member| said(member).is_some()) => {
-            all.first().map_or(Agreement::Incomplete, |hash| Agreement::Same(*hash))
-        }
-        (1, _) => Agreement::Incomplete,
-        (_, Some(hash)) => Agreement::Majority(hash),
-        (_, None) => Agreement::None,
+    let winner = counts.iter().find(|(_, count)| **count * 2 > voters.len() && **count > 1);
+    let all: BTreeSet<u128> = voters.iter().chain(learners).filter_map(said).collect();
+    let is_whole = voters.iter().chain(learners).all(|member| said(member).is_some());
+    match (all.first(), winner) {
+        (Some(hash), _) if all.len() == 1 && is_whole => Agreement::Same(*hash),
+        (_, Some((hash, _))) if all.len() > 1 => Agreement::Majority(*hash),
+        // Voters differ; or the only one does from a learner.
+        _ if counts.len() > 1 || (all.len() > 1 && voters.len() == 1) => Agreement::None,
+        _ => Agreement::Incomplete,
     }
+}
+
+/// Whether a majority of the voters is left without this replica, each was heard, and all hold the same: then
+/// nothing is lost with it.
+pub fn others_agree(replica: ReplicaId, voters: &[ReplicaId], hashes: &BTreeMap<ReplicaId, u128>) -> bool {
+    let others: Vec<ReplicaId> = voters.iter().copied().filter(|voter| *voter != replica).collect();
+    let said: BTreeSet<Option<u128>> = others.iter().map(|other| hashes.get(other).copied()).collect();
+    others.len() * 2 > voters.len() && said.len() == 1 && !said.contains(&None)
 }
 
 #[cfg(test)]
@@ -79,15 +82,38 @@ mod tests {
         assert_eq!(judged(&[7, 7, 7], &[8, 8, 8, 8]), Agreement::Majority(7));
         assert_eq!(judged(&[7, 7, 8], &[8, 8]), Agreement::Majority(7));
         assert_eq!(judged(&[7, 7, 7], &[0]), Agreement::Incomplete);
+        // They differ from nobody who could say something against them.
+        assert_eq!(judged(&[7, 7, 0, 0, 0], &[8]), Agreement::Incomplete);
+        assert_eq!(judged(&[7, 0, 0], &[8]), Agreement::Incomplete);
+        // Between two steps of a rebuild: the copy of one voter is no witness against the other one.
+        assert_eq!(judged(&[7, 8], &[7]), Agreement::None);
+        assert_eq!(judged(&[7, 7], &[8]), Agreement::Majority(7));
     }
 
     #[test]
-    fn one_of_two_is_no_majority() {
+    fn one_is_no_majority() {
         assert_eq!(judged(&[7], &[8]), Agreement::None);
         assert_eq!(judged(&[7], &[7]), Agreement::Same(7));
         assert_eq!(judged(&[7], &[]), Agreement::Same(7));
-        assert_eq!(judged(&[7], &[8, 7]), Agreement::Majority(7));
+        assert_eq!(judged(&[7], &[8, 7]), Agreement::None);
+        assert_eq!(judged(&[7], &[8, 8]), Agreement::None);
         assert_eq!(judged(&[7, 8], &[]), Agreement::None);
+        assert_eq!(judged(&[7, 0], &[]), Agreement::Incomplete);
+    }
+
+    #[test]
+    fn a_replica_can_be_spared_if_a_majority_agrees_without_it() {
+        let ids: Vec<ReplicaId> = (1..=3).map(replica).collect();
+        let spared = |said: &[u128], voters: &[ReplicaId], whom| {
+            let hashes = ids.iter().copied().zip(said.iter().copied()).filter(|(_, hash)| *hash > 0);
+            others_agree(whom, voters, &hashes.collect())
+        };
+        assert!(spared(&[7, 7, 0], &ids, ids[2]));
+        assert!(spared(&[7, 7, 8], &ids, ids[2]));
+        assert!(!spared(&[7, 8, 0], &ids, ids[2]), "the others differ");
+        assert!(!spared(&[7, 0, 0], &ids, ids[2]), "one of them was not heard");
+        assert!(!spared(&[7, 0, 0], &ids[..2], ids[1]), "one of two is no majority");
+        assert!(spared(&[7, 0, 0], &ids[..1], ids[1]), "a learner is none of the voters");
     }
 
     proptest! {

@@ -151,7 +151,7 @@ impl Node {
         self.replicas
             .write()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(id, Replica { group: group.clone(), totals });
+            .insert(id, Replica { group: group.clone(), totals, suspect: Arc::default() });
         // After it is held: one that is not is none of the process's.
         self.watch_group(&group, |node, group| {
             let held = |(_, replica): &(PartitionId, Replica)| replica.group.is_same(group);

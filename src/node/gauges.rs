@@ -113,9 +113,13 @@ impl Gauges {
         set(&self.replicas, data.len() as u64);
         set(&self.leaders, data.iter().filter(|(_, status)| status.role == Role::Leader).count() as u64);
         set(&self.leaderless, node.leaderless().len() as u64);
-        let damaged = replicas.iter().filter(|(_, replica)| replica.group.damage().is_some());
+        let is_damaged =
+            |replica: &super::Replica| replica.group.damage().is_some() || replica.suspect.get().is_some();
+        let damaged = replicas.iter().filter(|(_, replica)| is_damaged(replica));
         set(&self.damaged, damaged.count() as u64);
-        set(&self.halted, replicas.iter().filter(|(_, replica)| replica.totals.is_halted()).count() as u64);
+        let halted =
+            |replica: &super::Replica| replica.totals.is_halted() && replica.group.damage().is_none();
+        set(&self.halted, replicas.iter().filter(|(_, replica)| halted(replica)).count() as u64);
         let (members, epoch) = match node.cluster() {
             Some(cluster) => (cluster.state.members.len() as u64, cluster.state.epoch.0),
             None => (0, 0),

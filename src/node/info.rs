@@ -68,7 +68,16 @@ impl Node {
             }
         }
         for (id, replica) in self.replicas() {
-            if replica.totals.is_halted() {
+            if let Some(why) = replica.suspect.get().filter(|_| replica.group.damage().is_none()) {
+                problems.push(Problem {
+                    reason: "DIVERGED",
+                    message: format!(
+                        "the copy of partition {id} is not what was written, and no others are known that agree: while \
+                         it leads it serves stale reads only: {why}"
+                    ),
+                });
+            }
+            if replica.totals.is_halted() && replica.group.damage().is_none() {
                 problems.push(Problem {
                     reason: "DIVERGED",
                     message: format!(

@@ -30,6 +30,10 @@ impl Node {
             let decoded = kv::decode_command(command.clone())
                 .map_err(|error| Error::new(Reason::InvalidArgument, error.to_string()))?;
             if let kv::Command::Writes(ops) = decoded {
+                // On a condition, it would answer by what is wrong.
+                if replica.suspect.get().is_some() {
+                    return Err(super::checking::suspect(partition));
+                }
                 ops.iter().try_for_each(|op| self.disk.check(op))?;
             }
             replica.group.propose(command, deadline).await
@@ -86,7 +90,8 @@ impl Node {
         Ok(records)
     }
 
-    fn doubted(&self, partition: PartitionId, error: &kv::ReadError) -> Error {
+    /// What a read is told that met something unreadable; its copy is looked at.
+    pub(super) fn doubted(&self, partition: PartitionId, error: &kv::ReadError) -> Error {
         let error = unreadable(partition, error);
         if error.reason == Reason::ReplicaFailed {
             self.doubt(partition);
@@ -107,6 +112,9 @@ impl Node {
             // Looked at after the space: what is served is from before the halt, then.
             Consistency::Linearizable if replica.totals.is_halted() => {
                 Err(super::checking::halted(partition))
+            }
+            Consistency::Linearizable if replica.suspect.get().is_some() => {
+                Err(super::checking::suspect(partition))
             }
             _ => Ok(space),
         }

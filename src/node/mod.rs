@@ -42,7 +42,7 @@ mod taking_in;
 mod upkeep;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -75,6 +75,9 @@ type DataGroup = raft::Group<kv::Machine>;
 struct Replica {
     group: DataGroup,
     totals: Arc<kv::Totals>,
+    /// Why its records can't be trusted, where no other copies are known that could take its place: it goes on as a
+    /// member of its group, and serves nothing linearizable.
+    suspect: Arc<OnceLock<String>>,
 }
 
 /// The cluster as group 0 described it last.
@@ -124,8 +127,7 @@ pub struct Node {
     removed: watch::Sender<bool>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     check_metrics: checking::Metrics,
-    /// Asks for a scrub now.
-    scrub_asked: tokio::sync::Notify,
+    scrub_asked: scrub::Asked,
 }
 
 impl Node {

@@ -88,7 +88,7 @@ impl Node {
             removed: watch::Sender::new(false),
             tasks: Mutex::new(Vec::new()),
             check_metrics,
-            scrub_asked: tokio::sync::Notify::new(),
+            scrub_asked: scrub::Asked::default(),
         });
         match (identity, founding) {
             (Some(identity), _) => {

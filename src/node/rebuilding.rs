@@ -27,9 +27,14 @@ pub(super) async fn run(node: Weak<Node>) {
         for (partition, replica) in node.replicas() {
             let key = replica.group.key();
             let is_due = tried.get(&key).is_none_or(|last| last.elapsed() >= PAUSE);
-            if replica.group.damage().is_some() && is_due {
-                tried.insert(key, Instant::now());
-                node.rebuild(partition, key).await;
+            let suspect = replica.suspect.get().cloned();
+            if !is_due || (replica.group.damage().is_none() && suspect.is_none()) {
+                continue;
+            }
+            tried.insert(key, Instant::now());
+            match suspect.filter(|_| replica.group.damage().is_none()) {
+                Some(why) => node.found_damaged(partition, &replica, why).await,
+                None => node.rebuild(partition, key).await,
             }
         }
     }
@@ -43,9 +48,9 @@ impl Node {
             // It is on its way out.
             return;
         }
-        // A leader with a majority behind it: the others have everything.
-        if self.confirmed(key, &cluster.state).await.is_none() {
-            tracing::warn!(%partition, %key, "a damaged replica stays: nobody leads the others");
+        // Else the one that is made anew could be a copy of what is wrong, and outvote what is right.
+        if !self.others_agree(partition, key.replica).await {
+            tracing::warn!(%partition, %key, "a damaged replica stays: the others don't agree, or are too few");
             return;
         }
         // The clock only keeps rebuilds apart.

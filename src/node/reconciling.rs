@@ -68,7 +68,17 @@ pub(super) async fn run(node: Weak<Node>) {
         let groups: BTreeMap<GroupId, Replica> =
             replicas.iter().map(|(id, replica)| (id.group(), replica.clone())).collect();
         for replica in groups.values() {
-            if let Some(step) = memory.look(&replica.group, state) {
+            // While replicas differ, none is made after the leader's, nor lets such a one vote.
+            let is_wrong_time = |step: &Step| {
+                replica.totals.is_halted()
+                    && match step {
+                        Step::AddLearner(_) => true,
+                        Step::ChangeVoters(voters) => voters.len() > 1,
+                        _ => false,
+                    }
+            };
+            if let Some(step) = memory.look(&replica.group, state).filter(|(_, step, _)| !is_wrong_time(step))
+            {
                 steps.push(step);
             }
         }
@@ -286,7 +296,7 @@ impl Node {
     }
 
     /// Who is in the group of a replica that is not meant to be here, by its leader's word.
-    pub(super) async fn confirmed(&self, key: LogKey, state: &meta::State) -> Option<Confirmed> {
+    async fn confirmed(&self, key: LogKey, state: &meta::State) -> Option<Confirmed> {
         let partition = state.partitions.get(&PartitionId(key.group.0.checked_sub(1)?))?;
         // It may be led by one that is to leave it.
         let holders = partition.replicas.iter().chain(&partition.holders.replicas);

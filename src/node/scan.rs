@@ -11,7 +11,6 @@ use futures_util::future::{join_all, try_join_all};
 use tokio::time::Instant;
 
 use super::calls::{GROUP, Place, is_worth_repeating};
-use super::local::unreadable;
 use super::{Consistency, Deadline, Node, ScanPage, ScanQuery};
 use crate::error::{Error, Reason, Result};
 use crate::kv;
@@ -119,7 +118,7 @@ impl Node {
                 .map_err(|error| Error::new(Reason::Internal, error.to_string()))?;
             match page {
                 Err((_, kv::ReadError::Storage(storage::Error::ViewExpired { .. }))) => {}
-                Err((partition, error)) => return Err(unreadable(partition, &error)),
+                Err((partition, error)) => return Err(self.doubted(partition, &error)),
                 Ok(page) => return Ok(page),
             }
         }

@@ -1,12 +1,14 @@
 //! Reads all that the engine holds, slowly and again and again, and holds it against what the replica's
 //! writes came to: a record that changed on the disk is found even if nobody asks for it (rule 11). A
-//! replica whose copy is not what was written is damaged, and stops.
+//! replica whose copy is not what was written is damaged, and stops, if others hold what it should.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::{IntCounter, IntGauge, Registry};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Deadline, Node, Replica};
@@ -75,7 +77,7 @@ impl Metrics {
 
 /// What came of reading one replica.
 enum Read {
-    Fine(u64),
+    Fine,
     Damaged(String),
     /// The view expired, the replica recovers or is gone.
     NotNow,
@@ -90,48 +92,75 @@ impl Drop for Stop {
     }
 }
 
-pub(super) async fn run(node: Weak<Node>, metrics: Metrics) {
-    let mut wait = FIRST_AFTER;
-    loop {
-        let until = Instant::now() + wait;
-        loop {
-            let Some(held) = node.upgrade() else { return };
-            // Looks up from time to time: whoever waits must not keep the node.
-            let asked = timeout(Duration::from_secs(2), held.scrub_asked.notified()).await.is_ok();
-            drop(held);
-            if asked || Instant::now() >= until {
-                break;
-            }
-        }
-        let Some(node) = node.upgrade() else { return };
-        pass(&node, &metrics).await;
-        wait = INTERVAL;
+/// What is to be read before its time.
+#[derive(Debug, Default)]
+pub(super) struct Asked {
+    notify: Notify,
+    wanted: Mutex<Wanted>,
+}
+
+#[derive(Debug, Default)]
+struct Wanted {
+    all: bool,
+    /// Where something could not be read.
+    doubted: BTreeSet<PartitionId>,
+}
+
+impl Asked {
+    fn lock(&self) -> MutexGuard<'_, Wanted> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn all(&self) {
+        self.lock().all = true;
+        self.notify.notify_one();
+    }
+
+    /// True: it was not doubted yet.
+    fn doubt(&self, partition: PartitionId) -> bool {
+        let is_new = self.lock().doubted.insert(partition);
+        self.notify.notify_one();
+        is_new
     }
 }
 
-async fn pass(node: &Arc<Node>, metrics: &Metrics) {
-    let mut keys = 0;
-    for (partition, replica) in node.replicas() {
-        if replica.group.damage().is_some() {
-            continue;
+pub(super) async fn run(node: Weak<Node>, metrics: Metrics) {
+    let mut next = Instant::now() + FIRST_AFTER;
+    loop {
+        let Some(node) = node.upgrade() else { return };
+        // Looks up from time to time: whoever waits must not keep the node.
+        let _ = timeout(Duration::from_secs(2), node.scrub_asked.notify.notified()).await;
+        let Wanted { all, doubted } = std::mem::take(&mut *node.scrub_asked.lock());
+        let replicas = node.replicas();
+        for (partition, replica) in replicas.iter().filter(|(partition, _)| doubted.contains(partition)) {
+            check(&node, *partition, replica, &metrics).await;
         }
-        match read(&replica, metrics).await {
-            Read::Fine(found) => keys += found,
-            Read::NotNow => metrics.skipped.inc(),
-            Read::Damaged(why) => {
-                tracing::error!(%partition, key = %replica.group.key(), why, "a copy is not what was written");
-                metrics.damaged.inc();
-                if let Err(error) = replica.group.condemn(why).await {
-                    node.fail(format!("partition {partition}: the damage can't be noted: {error}"));
-                    return;
-                }
+        if all || Instant::now() >= next {
+            for (partition, replica) in &replicas {
+                check(&node, *partition, replica, &metrics).await;
             }
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            metrics.ended.set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
+            metrics.passes.inc();
+            tracing::info!("all that the engine holds was read");
+            next = Instant::now() + INTERVAL;
         }
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    metrics.ended.set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
-    metrics.passes.inc();
-    tracing::info!(keys, "all that the engine holds was read");
+}
+
+async fn check(node: &Node, partition: PartitionId, replica: &Replica, metrics: &Metrics) {
+    if replica.group.damage().is_some() {
+        return;
+    }
+    match read(replica, metrics).await {
+        Read::Fine => {}
+        Read::NotNow => metrics.skipped.inc(),
+        Read::Damaged(why) => {
+            tracing::error!(%partition, key = %replica.group.key(), why, "a copy is not what was written");
+            metrics.damaged.inc();
+            node.found_damaged(partition, replica, why).await;
+        }
+    }
 }
 
 async fn read(replica: &Replica, metrics: &Metrics) -> Read {
@@ -147,8 +176,9 @@ async fn read(replica: &Replica, metrics: &Metrics) -> Read {
         let bytes = metrics.bytes.clone();
         let stopped = Arc::new(AtomicBool::new(false));
         let _stop = Stop(stopped.clone());
+        let read = space.clone();
         let reading = tokio::task::spawn_blocking(move || {
-            let view = space.view()?;
+            let view = read.view()?;
             let mut unrested = 0;
             kv::verify(&view, |read| {
                 bytes.inc_by(read as u64);
@@ -160,8 +190,13 @@ async fn read(replica: &Replica, metrics: &Metrics) -> Read {
                 !stopped.load(Ordering::Relaxed)
             })
         });
-        match reading.await {
-            Ok(Ok(Some(summary))) => return Read::Fine(summary.keys),
+        let reading = reading.await;
+        if !replica.group.holds(&space) {
+            // A snapshot has replaced it: whatever was wrong with it is gone.
+            continue;
+        }
+        match reading {
+            Ok(Ok(Some(_))) => return Read::Fine,
             Ok(Err(ReadError::Malformed(malformed))) => return Read::Damaged(malformed.to_string()),
             Ok(Err(ReadError::Storage(error @ storage::Error::Corrupt { .. }))) => {
                 return Read::Damaged(error.to_string());
@@ -182,7 +217,7 @@ impl Node {
         let deadline: Deadline = Instant::now() + ASKED_WITHIN;
         let asked = state.state.members.iter().map(|(number, member)| async move {
             if Some(*number) == me {
-                self.scrub_asked.notify_one();
+                self.scrub_asked.all();
                 return None;
             }
             let failed = self.scrub_there(*number, deadline).await.err();
@@ -197,18 +232,36 @@ impl Node {
     pub fn peer_scrub(&self, cluster_id: &str) -> Result<()> {
         let _call = self.enter()?;
         self.same_cluster(cluster_id)?;
-        self.scrub_asked.notify_one();
+        self.scrub_asked.all();
         Ok(())
     }
 
-    /// Something that was read here is not what was written: all that is held is looked at, now. Not where
-    /// the copy could not be replaced: the rest of it is served as long as it can be.
+    /// Something that was read here is not what was written: the whole copy is looked at, now. Not where it could
+    /// not be replaced: the rest of it is served as long as it can be.
     pub(super) fn doubt(&self, partition: PartitionId) {
         let wanted = self.cluster().and_then(|cluster| cluster.state.partitions.get(&partition).cloned());
         if wanted.is_none_or(|wanted| !wanted.can_be_rebuilt()) {
             return;
         }
-        tracing::warn!(%partition, "a record can't be read: all that is held here is checked");
-        self.scrub_asked.notify_one();
+        if self.scrub_asked.doubt(partition) {
+            tracing::warn!(%partition, "a record can't be read: all that is held of its partition is checked");
+        }
+    }
+
+    /// Stops a copy that is not what was written, if nothing is lost with it, or if it is the only one; else it goes on
+    /// as a member of its group, and serves nothing linearizable.
+    pub(super) async fn found_damaged(&self, partition: PartitionId, replica: &Replica, why: String) {
+        let key = replica.group.key();
+        let status = replica.group.status();
+        let is_alone = status.voters == [key.replica] && status.learners.is_empty();
+        if !is_alone && !self.others_agree(partition, key.replica).await {
+            if replica.suspect.set(why).is_ok() {
+                tracing::error!(%partition, %key, "no other copies are known that agree: it is not replaced yet");
+            }
+            return;
+        }
+        if let Err(error) = replica.group.condemn(why).await {
+            self.fail(format!("partition {partition}: the damage can't be noted: {error}"));
+        }
     }
 }

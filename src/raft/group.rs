@@ -410,6 +410,11 @@ impl<M: Machine> Group<M> {
         upto.filter(|upto| Some(*upto) > purged)
     }
 
+    /// Whether this is what the replica holds now, and not what a snapshot has replaced.
+    pub fn holds(&self, space: &Space) -> bool {
+        self.space.get().id() == space.id()
+    }
+
     /// Marks this replica's copy as damaged, durably: it stops, and answers nothing any more (rule 15). The process
     /// must end if this fails.
     pub async fn condemn(&self, why: String) -> Result<(), OpenError> {

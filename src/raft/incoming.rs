@@ -144,8 +144,16 @@ impl<M: Machine> Receiver<M> {
     }
 
     async fn install(&self, transfer: Transfer) -> Result<SnapshotAnswer, String> {
-        let Transfer { vote, meta, received, .. } = transfer;
+        let Transfer { vote, meta, received, from, .. } = transfer;
         let received = Arc::into_inner(received).ok_or("a piece is still being written")?;
+        if let Some(space) = received.space() {
+            let verified = tokio::task::spawn_blocking(move || M::verify(&space)).await;
+            if let Err(error) = verified.map_err(|error| error.to_string())? {
+                self.metrics.snapshots_abandoned.inc();
+                tracing::error!(key = %self.key, %from, %error, "a snapshot is not taken: its sender's copy is damaged");
+                return Err(format!("the snapshot is not what was written: {error}"));
+            }
+        }
         let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(received) };
         match self.raft.install_full_snapshot(vote, snapshot).await {
             Ok(answer) => Ok(SnapshotAnswer::Ended(answer.vote)),

@@ -42,6 +42,18 @@ pub trait Machine: Send + Sync + 'static {
     /// then it returns the newest index whose effect it found, or 0.
     fn load(&mut self, space: &Space, redo: bool) -> Result<u64, ApplyError>;
 
+    /// Reads all that `space` holds, which another replica sent, before it takes the place of what is here. Blocks on
+    /// the disk.
+    ///
+    /// # Errors
+    /// [`ApplyError::Malformed`] if it is not what the commands behind it have written.
+    fn verify(_space: &Space) -> Result<(), ApplyError>
+    where
+        Self: Sized,
+    {
+        Ok(())
+    }
+
     /// Applies the committed command at `index`, and answers.
     fn apply(&mut self, index: u64, command: Bytes, txn: &mut Txn<'_>) -> Result<Bytes, ApplyError>;
 

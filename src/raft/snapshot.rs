@@ -93,6 +93,10 @@ impl Received {
         self.store.engine().apply(batch)
     }
 
+    pub(crate) fn space(&self) -> Option<Space> {
+        self.space.clone()
+    }
+
     /// The space, to be installed.
     pub(crate) fn take(mut self) -> Space {
         self.space.take().expect("it is taken once")
