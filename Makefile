@@ -35,7 +35,7 @@ DEBS := binutils cpio debootstrap dpkg-dev iproute2 lintian mandoc nftables proc
 
 .DEFAULT_GOAL := build
 .SUFFIXES:
-.PHONY: help run build server cli proto test test-deps test-system torture lint fmt deb rpm stage clean
+.PHONY: help run build server cli proto test test-deps test-system torture simulate lint fmt deb rpm stage clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -99,6 +99,10 @@ torture: ## faults by the dice and checked histories, for MINUTES (as root, afte
 	RUSHKV_COMMIT=$$(git rev-parse --short HEAD) RUSHKV_TORTURE_MINUTES=$(or $(MINUTES),10) \
 		RUSHKV_LEDGER=$(or $(LEDGER),$(CURDIR)/target/ledger.md) \
 		$(CARGO) test --locked --features system-tests --test torture -- --nocapture --test-threads=2
+
+simulate: ## run SEEDS simulated clusters (500), from seed FROM (1) on
+	RUSHKV_SIM_SEEDS=$(or $(SEEDS),500) RUSHKV_SIM_FROM=$(or $(FROM),1) \
+		$(CARGO) test --locked $(TEST_FEATURES) --lib simulation::tests::seeds -- --nocapture
 
 stage: build
 	packaging/stage $(BUILT) $(PACKAGES)/stage

@@ -17,8 +17,8 @@ use super::snapshot::{Received, SnapshotData};
 use super::state_machine::StateMachine;
 use super::store::Store;
 use super::types::{SnapshotMeta, TypeConfig, Vote};
-use crate::crash_point;
 use crate::types::{LogKey, ReplicaId};
+use crate::{crash_point, runtime};
 
 /// Parts that may wait; a sender has fewer under way.
 pub(super) const QUEUE_MAX: usize = 16;
@@ -115,7 +115,7 @@ impl<M: Machine> Receiver<M> {
                 let count = records.len() as u64;
                 let bytes: usize = records.iter().map(|(key, value)| key.len() + value.len()).sum();
                 let received = current.received.clone();
-                let written = tokio::task::spawn_blocking(move || received.write(records)).await;
+                let written = runtime::spawn_blocking(move || received.write(records)).await;
                 match written {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => {
