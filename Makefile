@@ -35,7 +35,7 @@ DEBS := binutils cpio debootstrap dpkg-dev iproute2 lintian mandoc nftables proc
 
 .DEFAULT_GOAL := build
 .SUFFIXES:
-.PHONY: help run build server cli proto test test-deps test-system torture ledger lint fmt deb rpm stage clean
+.PHONY: help run build server cli proto test test-deps test-system torture ledger simulate lint fmt deb rpm stage clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -104,6 +104,10 @@ torture: ## faults by the dice and checked histories, for MINUTES (as root, afte
 
 ledger: ## what make torture has tried so far, as a table
 	@tests/ledger_summary.py $(LEDGER)
+
+simulate: ## run SEEDS simulated clusters (500), from seed FROM (1) on
+	RUSHKV_SIM_SEEDS=$(or $(SEEDS),500) RUSHKV_SIM_FROM=$(or $(FROM),1) \
+		$(CARGO) test --locked $(TEST_FEATURES) --lib simulation::tests::seeds -- --nocapture
 
 stage: build
 	packaging/stage $(BUILT) $(PACKAGES)/stage

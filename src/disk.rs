@@ -1,9 +1,31 @@
 //! Small durable files: written whole or not at all, and there after a power loss once the call has
 //! returned.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::Path;
+
+/// Where such files are: the seam for a simulated disk.
+pub trait Files: fmt::Debug + Send + Sync + 'static {
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+    /// See [`write_atomic`].
+    fn write_atomic(&self, path: &Path, content: &[u8]) -> io::Result<()>;
+}
+
+/// The machine's own file system.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Disk;
+
+impl Files for Disk {
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        fs::read(path)
+    }
+
+    fn write_atomic(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        write_atomic(path, content)
+    }
+}
 
 /// Makes the names in `dir` durable: files created, renamed or removed in it.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {

@@ -12,6 +12,7 @@ pub mod error;
 pub mod history;
 pub mod limits;
 pub mod proto;
+pub mod runtime;
 pub mod types;
 
 // leaves: know nothing of each other
@@ -32,6 +33,9 @@ pub mod meta;
 
 // node: groups, routing, reconciling
 pub mod node;
+
+#[cfg(test)]
+mod simulation;
 
 // edges
 pub mod client;

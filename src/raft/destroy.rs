@@ -6,7 +6,7 @@ use super::group::{Group, OpenError};
 use super::machine::Machine;
 use super::store::Store;
 use crate::types::LogKey;
-use crate::wal;
+use crate::{runtime, wal};
 
 impl<M: Machine> Group<M> {
     /// Stops the replica for good and forgets its log and state, but for a tombstone.
@@ -14,7 +14,7 @@ impl<M: Machine> Group<M> {
         self.shutdown().await;
         let (store, key, space) = (self.store.clone(), self.key, self.space.get());
         // The tombstone first: without a log, but with it, the replica is not begun again.
-        tokio::task::spawn_blocking(move || store.destroy(key, space))
+        runtime::spawn_blocking(move || store.destroy(key, space))
             .await
             .map_err(|error| failed(key, &error))?
             .map_err(|error| failed(key, &error))?;

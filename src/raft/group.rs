@@ -34,7 +34,7 @@ use super::store::Store;
 use super::types::{TypeConfig, log_id, raft_log_id};
 use crate::limits::{GROUP_PENDING_BYTES_MAX, GROUP_PENDING_MAX};
 use crate::types::{LogId, LogKey, NodeId, ReplicaId};
-use crate::wal;
+use crate::{runtime, wal};
 
 /// Why a command was not answered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -173,7 +173,7 @@ impl<M: Machine> Group<M> {
         let durability = log_store.durability();
         let (opening, opening_metrics) = (store.clone(), metrics.clone());
         let kept_store = store.clone();
-        let mut state_machine = tokio::task::spawn_blocking(move || {
+        let mut state_machine = runtime::spawn_blocking(move || {
             StateMachine::open(key, opening, machine, durability, opening_metrics)
         })
         .await
@@ -218,12 +218,12 @@ impl<M: Machine> Group<M> {
 
         let (proposals, queue) = mpsc::channel(GROUP_PENDING_MAX);
         let under_way = UnderWay::default();
-        tokio::spawn(propose_all(raft.clone(), queue, under_way.clone(), metrics.clone()));
+        runtime::spawn(propose_all(raft.clone(), queue, under_way.clone(), metrics.clone()));
         let (readers, read_queue) = mpsc::channel(READERS_MAX);
-        tokio::spawn(read_all(raft.clone(), read_queue, metrics.clone()));
+        runtime::spawn(read_all(raft.clone(), read_queue, metrics.clone()));
         let (snapshots, parts) = mpsc::channel(incoming::QUEUE_MAX);
         let receiver = incoming::Receiver { key, raft: raft.clone(), store, metrics: metrics.clone() };
-        tokio::spawn(receiver.run(parts));
+        runtime::spawn(receiver.run(parts));
         let group = Group {
             key,
             raft,
@@ -245,7 +245,7 @@ impl<M: Machine> Group<M> {
             kept: Arc::new(Kept { last: AtomicU64::new(0), retention: Mutex::new(Retention::DEFAULT) }),
             store: kept_store,
         };
-        tokio::spawn(count_elections(group.changes(), metrics.elections_won.clone()));
+        runtime::spawn(count_elections(group.changes(), metrics.elections_won.clone()));
         match group.damage() {
             Some(why) => tracing::error!(%key, why, "this replica's copy can't be read; it stays stopped"),
             None => group.raft.run(),
@@ -419,7 +419,7 @@ impl<M: Machine> Group<M> {
     /// must end if this fails.
     pub async fn condemn(&self, why: String) -> Result<(), OpenError> {
         let (store, key, reason) = (self.store.clone(), self.key, why.clone());
-        tokio::task::spawn_blocking(move || store.mark_damaged(key, &reason))
+        runtime::spawn_blocking(move || store.mark_damaged(key, &reason))
             .await
             .map_err(|error| OpenError { key, problem: error.to_string() })?
             .map_err(|error| OpenError { key, problem: error.to_string() })?;
@@ -536,6 +536,14 @@ const SNAPSHOT_NOTED_WITHIN: Duration = Duration::from_secs(150);
 /// Between two looks at whether all proposals are answered; a stop waits for it.
 const ANSWERED_LOOK: Duration = Duration::from_millis(2);
 
+/// Never, but where a test plants it as a bug.
+fn is_leader_restored() -> bool {
+    #[cfg(test)]
+    return runtime::is_planted(runtime::Planted::LeaderRestore);
+    #[cfg(not(test))]
+    false
+}
+
 /// Rules 1, 7 and 16 of the design.
 fn config(key: LogKey) -> openraft::Config {
     openraft::Config {
@@ -546,7 +554,7 @@ fn config(key: LogKey) -> openraft::Config {
         quorum_loss_probe_interval: Some(1300),
         enable_pre_vote: Some(true),
         // A leader that comes back before its followers noticed could otherwise give log ids away twice.
-        enable_leader_restore: Some(false),
+        enable_leader_restore: Some(is_leader_restored()),
         // The live state is the snapshot, and we purge ourselves, at checkpoints.
         snapshot_policy: openraft::SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,

@@ -17,8 +17,8 @@ use super::snapshot::{Received, SnapshotData};
 use super::state_machine::StateMachine;
 use super::store::Store;
 use super::types::{SnapshotMeta, TypeConfig, Vote};
-use crate::crash_point;
 use crate::types::{LogKey, ReplicaId};
+use crate::{crash_point, runtime};
 
 /// Parts that may wait; a sender has fewer under way.
 pub(super) const QUEUE_MAX: usize = 16;
@@ -115,7 +115,7 @@ impl<M: Machine> Receiver<M> {
                 let count = records.len() as u64;
                 let bytes: usize = records.iter().map(|(key, value)| key.len() + value.len()).sum();
                 let received = current.received.clone();
-                let written = tokio::task::spawn_blocking(move || received.write(records)).await;
+                let written = runtime::spawn_blocking(move || received.write(records)).await;
                 match written {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => {
@@ -147,7 +147,7 @@ impl<M: Machine> Receiver<M> {
         let Transfer { vote, meta, received, from, .. } = transfer;
         let received = Arc::into_inner(received).ok_or("a piece is still being written")?;
         if let Some(space) = received.space() {
-            let verified = tokio::task::spawn_blocking(move || M::verify(&space)).await;
+            let verified = runtime::spawn_blocking(move || M::verify(&space)).await;
             if let Err(error) = verified.map_err(|error| error.to_string())? {
                 self.metrics.snapshots_abandoned.inc();
                 tracing::error!(key = %self.key, %from, %error, "a snapshot is not taken: its sender's copy is damaged");

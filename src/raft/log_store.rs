@@ -22,7 +22,7 @@ use tokio::sync::{oneshot, watch};
 use super::codec::{decode_entry, decode_vote, encode_entry, encode_vote};
 use super::types::{Entry, RaftLogId, TypeConfig, Vote, log_id, raft_log_id};
 use crate::codec::Malformed;
-use crate::wal;
+use crate::{runtime, wal};
 
 /// Most bytes of entries that one replication read returns: a message between peers stays small
 /// enough not to hold up those behind it.
@@ -180,6 +180,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         let vote = encode_vote(vote);
+        #[cfg(test)]
+        if runtime::is_planted(runtime::Planted::VoteNotDurable) {
+            return self.log.save_vote(vote, Box::new(drop)).await.map_err(failed);
+        }
         durably(|done| self.log.save_vote(vote, done)).await
     }
 
@@ -278,7 +282,7 @@ impl LogStore {
             Some(entries) => entries,
             None => {
                 let log = self.log.clone();
-                tokio::task::spawn_blocking(move || log.entries(from, to, bytes_max))
+                runtime::spawn_blocking(move || log.entries(from, to, bytes_max))
                     .await
                     .map_err(io::Error::other)?
                     .map_err(failed)?

@@ -17,6 +17,7 @@ use super::Group;
 use super::machine::Machine;
 use super::status::{Role, Status};
 use super::types::{TypeConfig, Vote, log_id, raft_log_id};
+use crate::runtime;
 use crate::types::{LogId, ReplicaId};
 
 /// A follower that answered within this is reachable: several heartbeats.
@@ -144,7 +145,7 @@ impl<M: Machine> Group<M> {
         let condition =
             Precondition::LastMembershipLogId { last_membership_log_id: Some(raft_log_id(expect)) };
         // A task of its own: given up halfway, it would leave a joint membership behind.
-        let changing = tokio::spawn(async move {
+        let changing = runtime::spawn(async move {
             raft.change_membership_if(change, removed == Removed::StayLearners, [condition]).await
         });
         match timeout_at(deadline, changing).await {

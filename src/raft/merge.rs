@@ -16,6 +16,7 @@ use super::group::{ProposeError, ReadError};
 use super::machine::Machine;
 use super::state_machine::StateMachine;
 use super::types::{Command, TypeConfig};
+use crate::runtime;
 use crate::types::ReplicaId;
 
 /// Most proposals in one message to the consensus core.
@@ -72,7 +73,7 @@ pub(super) async fn propose_all<M: Machine>(
         metrics.proposals_per_message.observe(commands.len() as f64);
         let results = raft.client_write_many(commands).await;
         let propose_seconds = metrics.propose_seconds.clone();
-        tokio::spawn(async move {
+        runtime::spawn(async move {
             let _given = given;
             let mut results = match results {
                 Ok(results) => results,

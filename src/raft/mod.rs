@@ -36,6 +36,7 @@ mod network;
 mod outgoing;
 mod receive;
 mod retention;
+mod runtime;
 mod snapshot;
 mod space;
 #[cfg(test)]

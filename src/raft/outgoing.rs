@@ -21,6 +21,7 @@ use super::message::{SnapshotAnswer, SnapshotRequest, decode_snapshot_answer, en
 use super::network::{NoAnswer, Peer, unreachable};
 use super::snapshot::{Pinned, RaftSnapshot, SnapshotData};
 use super::types::{TypeConfig, Vote};
+use crate::runtime;
 use crate::storage::{self, Pair};
 use crate::types::ReplicaId;
 
@@ -200,7 +201,7 @@ impl Pieces<'_> {
 }
 
 async fn read(mut pinned: Pinned) -> storage::Result<(Pinned, Vec<Pair>)> {
-    let reading = tokio::task::spawn_blocking(move || {
+    let reading = runtime::spawn_blocking(move || {
         let records = pinned.read(PIECE_BYTES)?;
         Ok((pinned, records))
     });

@@ -18,9 +18,9 @@ use super::codec::{decode_stored_membership, encode_stored_membership, put_log_i
 use super::space::{Space, SpaceId, next_space};
 use super::types::StoredMembership;
 use crate::codec::{Malformed, Reader, Writer as _};
-use crate::disk;
 use crate::storage::{self, Batch, Engine};
 use crate::types::{GroupId, LogId, LogKey, ReplicaId};
+use crate::{disk, runtime};
 
 /// Why the store could not be opened, or stopped working.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +61,7 @@ pub(crate) struct Found {
 #[derive(Debug)]
 pub struct Store {
     engine: Arc<dyn Engine>,
+    files: Arc<dyn disk::Files>,
     checkpoint_path: PathBuf,
     /// The engine may hold something else than a prefix of what was applied.
     redo: bool,
@@ -93,10 +94,20 @@ impl Store {
     /// Opens the store over `engine`, with its checkpoint file in `dir`. `clean` says that the engine
     /// was closed properly the last time. Sweeps spaces that belong to nobody.
     pub fn open(engine: Arc<dyn Engine>, dir: &Path, clean: bool) -> Result<Store, StoreError> {
+        Store::open_on(Arc::new(disk::Disk), engine, dir, clean)
+    }
+
+    /// The same with the checkpoint file on a disk of the caller's.
+    pub fn open_on(
+        files: Arc<dyn disk::Files>,
+        engine: Arc<dyn Engine>,
+        dir: &Path,
+        clean: bool,
+    ) -> Result<Store, StoreError> {
         let checkpoint_path = dir.join("checkpoint");
         let redo = !clean && !engine.recovers_prefix();
         forget_destroyed(engine.as_ref())?;
-        let mut at_start = read_checkpoint(&checkpoint_path)?;
+        let mut at_start = read_checkpoint(files.as_ref(), &checkpoint_path)?;
         let owned = births(engine.as_ref())?;
         at_start.retain(|key, progress| owned.get(key).is_some_and(|birth| birth.space == progress.space));
         let used: HashSet<SpaceId> = owned.values().map(|birth| birth.space).collect();
@@ -109,6 +120,7 @@ impl Store {
         let inner = Inner { next_space, progress: BTreeMap::new(), unopened, retired: Vec::new() };
         Ok(Store {
             engine,
+            files,
             checkpoint_path,
             redo,
             at_start,
@@ -247,9 +259,9 @@ impl Store {
     pub(crate) fn discard(self: &Arc<Self>, space: Space) {
         self.lock().retired.push(space);
         // Outside of a runtime, the next checkpoint does it.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        if tokio::runtime::Handle::try_current().is_ok() {
             let store = self.clone();
-            runtime.spawn_blocking(move || {
+            runtime::spawn_blocking(move || {
                 if let Err(error) = store.sweep_retired() {
                     tracing::error!(%error, "a space could not be deleted; the next checkpoint tries again");
                 }
@@ -284,7 +296,8 @@ impl Store {
         };
         written.extend(progress.iter().map(|(key, progress)| (*key, progress.clone())));
         self.engine.checkpoint()?;
-        disk::write_atomic(&self.checkpoint_path, &encode_checkpoint(&written))
+        self.files
+            .write_atomic(&self.checkpoint_path, &encode_checkpoint(&written))
             .map_err(|source| StoreError::File { path: self.checkpoint_path.clone(), source })?;
         self.sweep_retired()?;
         Ok(progress.into_iter().map(|(key, progress)| (key, progress.applied)).collect())
@@ -455,8 +468,8 @@ fn encode_checkpoint(progress: &BTreeMap<LogKey, Progress>) -> Bytes {
     out.freeze()
 }
 
-fn read_checkpoint(path: &Path) -> Result<BTreeMap<LogKey, Progress>, StoreError> {
-    let content = match std::fs::read(path) {
+fn read_checkpoint(files: &dyn disk::Files, path: &Path) -> Result<BTreeMap<LogKey, Progress>, StoreError> {
+    let content = match files.read(path) {
         Ok(content) => content,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
         Err(source) => return Err(StoreError::File { path: path.to_path_buf(), source }),

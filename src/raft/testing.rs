@@ -1,4 +1,4 @@
-//! For the tests of machines: commands applied to a space, without a log.
+//! For tests elsewhere: machines without a log, and a look into what replicas say.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -6,9 +6,38 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::codec::encode_entry;
+use super::group::Group;
 use super::machine::{Machine, Txn};
+use super::message::Request;
+use super::retention::Retention;
 use super::space::{Space, SpaceId};
+use super::types::log_id;
 use crate::storage::{self, Batch, Engine, Kind, Order};
+use crate::types::{LogId, ReplicaId};
+
+/// What a message says of its sender, if only leaders send it.
+#[derive(Debug)]
+pub struct Claim {
+    pub term: u64,
+    /// The entry that those of the message follow.
+    pub previous: Option<LogId>,
+    pub entries: Vec<(LogId, Bytes)>,
+}
+
+/// Reads an append or a heartbeat.
+pub fn claim(from: ReplicaId, message: Bytes) -> Option<Claim> {
+    let Ok(Request::Append(append)) = Request::decode(from, message) else { return None };
+    let entries = append.entries.into_iter().map(encode_entry).map(|entry| (entry.id, entry.payload));
+    let previous = append.prev_log_id.as_ref().map(log_id);
+    Some(Claim { term: append.vote.leader_id.term, previous, entries: entries.collect() })
+}
+
+/// Sets how many bytes of a group's log stay after a checkpoint: at least, for one that lags, and for one that
+/// gets a snapshot.
+pub fn retain<M: Machine>(group: &Group<M>, tail_bytes: u64, lag_bytes: u64, snapshot_bytes: u64) {
+    group.set_retention(Retention { tail_bytes, lag_bytes, snapshot_bytes });
+}
 
 /// A batch that is thrown away.
 pub fn txn(space: &Space) -> Txn<'_> {

@@ -15,6 +15,7 @@ openraft::declare_raft_types!(
         NodeId = u64,
         Node = (),
         LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>,
+        AsyncRuntime = super::runtime::Runtime,
 );
 
 pub(crate) type RaftLogId = openraft::alias::LogIdOf<TypeConfig>;

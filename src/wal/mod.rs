@@ -90,6 +90,10 @@ impl Options {
 /// where everybody else waits meanwhile, or on the caller's if the log has ended already.
 pub type Done = Box<dyn FnOnce(Result<(), Failed>) + Send>;
 
+/// When an fsync returns, by a simulated disk.
+#[cfg(test)]
+pub type Synced = Box<dyn Fn() -> futures_util::future::BoxFuture<'static, ()> + Send + Sync>;
+
 /// The log has failed or was closed. After a failure the state of what was written is unknown: the
 /// process must end, and recover when it starts again.
 #[derive(Debug, Clone)]
@@ -173,6 +177,32 @@ impl Wal {
 
     /// The same on a disk of the caller's.
     pub fn open_on(fs: Arc<dyn fs::Fs>, options: Options, metrics: Metrics) -> Result<Wal, OpenError> {
+        let (shared, writer) = Wal::recover(fs, &options, metrics)?;
+        let thread = std::thread::Builder::new()
+            .name("wal".to_string())
+            .spawn(move || writer.run())
+            .map_err(|error| Failed::new(format!("can't start the writer's thread: {error}")))?;
+        Ok(Wal { handle: Arc::new(Handle { shared, thread: Mutex::new(Some(thread)) }) })
+    }
+
+    /// The same, with a task for a writer: it waits for `synced` after each batch, before it says that it is durable.
+    #[cfg(test)]
+    pub fn open_pumped(
+        fs: Arc<dyn fs::Fs>,
+        options: Options,
+        metrics: Metrics,
+        synced: Synced,
+    ) -> Result<Wal, OpenError> {
+        let (shared, writer) = Wal::recover(fs, &options, metrics)?;
+        crate::runtime::spawn(writer.pump(synced));
+        Ok(Wal { handle: Arc::new(Handle { shared, thread: Mutex::new(None) }) })
+    }
+
+    fn recover(
+        fs: Arc<dyn fs::Fs>,
+        options: &Options,
+        metrics: Metrics,
+    ) -> Result<(Arc<Shared>, writer::Writer), OpenError> {
         if options.segment_bytes < Options::SEGMENT_BYTES_MIN {
             return Err(OpenError::Options(format!(
                 "segments of {} bytes are too small; at least {} are needed",
@@ -183,14 +213,10 @@ impl Wal {
         if options.segment_bytes > u64::from(u32::MAX) || options.queue_bytes > u32::MAX as usize / 2 {
             return Err(OpenError::Options("segments end below 4 GiB, and queues below 2 GiB".to_string()));
         }
-        let recovered = recover::recover(fs, &options, metrics.clone())?;
-        let shared = Arc::new(Shared::new(&options, metrics, &recovered));
+        let recovered = recover::recover(fs, options, metrics.clone())?;
+        let shared = Arc::new(Shared::new(options, metrics, &recovered));
         let writer = writer::Writer::new(shared.clone(), recovered);
-        let thread = std::thread::Builder::new()
-            .name("wal".to_string())
-            .spawn(move || writer.run())
-            .map_err(|error| Failed::new(format!("can't start the writer's thread: {error}")))?;
-        Ok(Wal { handle: Arc::new(Handle { shared, thread: Mutex::new(Some(thread)) }) })
+        Ok((shared, writer))
     }
 
     /// The logs that have a vote, a purge point or entries; in order.

@@ -70,6 +70,9 @@ pub(super) struct Inner {
 pub(super) struct Queue {
     inner: Mutex<Inner>,
     wake: Condvar,
+    /// The same for a writer that is no thread.
+    #[cfg(test)]
+    pumped: tokio::sync::Notify,
 }
 
 /// What the writer finds to do.
@@ -85,7 +88,12 @@ impl Queue {
     pub(super) fn new() -> Queue {
         let inner =
             Inner { phase: Phase::Open, items: VecDeque::new(), next_number: 0, asleep: false, woken: false };
-        Queue { inner: Mutex::new(inner), wake: Condvar::new() }
+        Queue {
+            inner: Mutex::new(inner),
+            wake: Condvar::new(),
+            #[cfg(test)]
+            pumped: tokio::sync::Notify::new(),
+        }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -102,12 +110,16 @@ impl Queue {
         if asleep {
             self.wake.notify_one();
         }
+        #[cfg(test)]
+        self.pumped.notify_one();
     }
 
     /// Makes the writer pass through its loop once.
     pub(super) fn wake(&self) {
         self.lock().woken = true;
         self.wake.notify_one();
+        #[cfg(test)]
+        self.pumped.notify_one();
     }
 
     /// No change is taken from now on. Returns whether it was open.
@@ -119,6 +131,8 @@ impl Queue {
         }
         drop(inner);
         self.wake.notify_one();
+        #[cfg(test)]
+        self.pumped.notify_one();
         open
     }
 
@@ -139,25 +153,43 @@ impl Queue {
             inner = self.wake.wait(inner).unwrap_or_else(PoisonError::into_inner);
             inner.asleep = false;
         }
-        inner.woken = false;
-        let Some(first) = inner.items.front() else {
-            return if inner.phase == Phase::Open { Taken::Nothing } else { Taken::Closed };
-        };
-        let limit = if first.bytes <= bytes { bytes.min(bytes_max) } else { bytes_max };
-        let mut taken = Vec::new();
-        let mut sum = 0;
-        while let Some(item) = inner.items.front() {
-            sum += item.bytes;
-            if sum > limit && !taken.is_empty() {
-                break;
+        inner.take(bytes, bytes_max)
+    }
+
+    /// The same, without keeping a thread.
+    #[cfg(test)]
+    pub(super) async fn taken(&self, bytes: usize, bytes_max: usize) -> Taken {
+        loop {
+            {
+                let mut inner = self.lock();
+                if !inner.items.is_empty() || inner.woken || inner.phase != Phase::Open {
+                    return inner.take(bytes, bytes_max);
+                }
             }
-            taken.extend(inner.items.pop_front());
+            self.pumped.notified().await;
         }
-        Taken::Batch(taken)
     }
 }
 
 impl Inner {
+    fn take(&mut self, bytes: usize, bytes_max: usize) -> Taken {
+        self.woken = false;
+        let Some(first) = self.items.front() else {
+            return if self.phase == Phase::Open { Taken::Nothing } else { Taken::Closed };
+        };
+        let limit = if first.bytes <= bytes { bytes.min(bytes_max) } else { bytes_max };
+        let mut taken = Vec::new();
+        let mut sum = 0;
+        while let Some(item) = self.items.front() {
+            sum += item.bytes;
+            if sum > limit && !taken.is_empty() {
+                break;
+            }
+            taken.extend(self.items.pop_front());
+        }
+        Taken::Batch(taken)
+    }
+
     pub(super) fn next_number(&self) -> u64 {
         self.next_number
     }

@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Instant;
+
+use tokio::time::Instant;
 
 use super::cache::Cache;
 use super::format::{self, ENTRY_OVERHEAD_BYTES, FRAME_ALIGN, FRAME_HEADER_BYTES, FrameWriter};
@@ -89,31 +90,69 @@ impl Writer {
             }
         }
         let _ended = Ended(self.shared.clone());
-        if let Err(failed) = self.maintain() {
-            self.shared.fail(failed);
-        }
+        self.begin();
         loop {
             self.shared.pulse().bump();
-            let room = body_room(self.active.bytes - self.at);
-            let mut items = match self.shared.queue.take(room, BATCH_BYTES_MAX) {
+            let items = match self.shared.queue.take(self.room(), BATCH_BYTES_MAX) {
                 Taken::Batch(items) => items,
                 Taken::Nothing => continue,
                 Taken::Closed => break,
             };
-            self.shared.release(items.iter().map(|item| item.permits).sum());
-            match self.write(&mut items, false) {
-                Ok(offsets) => self.settle(items, offsets),
-                Err(failed) => {
-                    self.shared.fail_after(failed, items);
-                    break;
-                }
-            }
-            if let Err(failed) = self.tidy() {
-                self.shared.fail(failed);
+            let Some(written) = self.written(items) else { break };
+            if !self.settled(written) {
                 break;
             }
         }
         self.end();
+    }
+
+    /// The same as a task of a simulation, whose disk says with `synced` when an fsync returns.
+    #[cfg(test)]
+    pub(super) async fn pump(mut self, synced: super::Synced) {
+        self.begin();
+        loop {
+            self.shared.pulse().bump();
+            let items = match self.shared.queue.taken(self.room(), BATCH_BYTES_MAX).await {
+                Taken::Batch(items) => items,
+                Taken::Nothing => continue,
+                Taken::Closed => break,
+            };
+            let Some(written) = self.written(items) else { break };
+            synced().await;
+            if !self.settled(written) {
+                break;
+            }
+        }
+        self.end();
+    }
+
+    fn begin(&mut self) {
+        if let Err(failed) = self.maintain() {
+            self.shared.fail(failed);
+        }
+    }
+
+    /// For records of the next batch, in the segment where it begins.
+    fn room(&self) -> usize {
+        body_room(self.active.bytes - self.at)
+    }
+
+    /// Makes what was taken durable; `None`: the log has failed.
+    fn written(&mut self, mut items: Vec<Item>) -> Option<(Vec<Item>, Vec<Offsets>)> {
+        self.shared.release(items.iter().map(|item| item.permits).sum());
+        match self.write(&mut items, false) {
+            Ok(offsets) => Some((items, offsets)),
+            Err(failed) => {
+                self.shared.fail_after(failed, items);
+                None
+            }
+        }
+    }
+
+    /// Says so, and tidies up; `false`: the log has failed.
+    fn settled(&mut self, (items, offsets): (Vec<Item>, Vec<Offsets>)) -> bool {
+        self.settle(items, offsets);
+        self.tidy().map_err(|failed| self.shared.fail(failed)).is_ok()
     }
 
     /// Says on disk that the log was closed: its last batch is then known to be durable.

@@ -1,0 +1,441 @@
+//! A whole cluster on one thread, whose time, randomness, disks, tasks and network belong to a seed.
+//!
+//! The production code of `raft/`, `wal/` and `kv/` runs on several nodes; what surrounds it is simulated.
+//! The same seed gives the same run, event for event. `docs/decisions/0016-simulation.md` says how, and
+//! what it does not show.
+//!
+//! ```text
+//! clients ── ask ──▶ node: Group ── Links ──▶ network ──▶ Group of another node
+//!                      │  wal, store                    faults: crash, power loss, cut, stall, slow
+//!                    disk, engine                       operator: moves copies
+//! every message, apply, acknowledgement ──▶ invariants          calls and answers ──▶ history
+//! ```
+
+mod client;
+mod dice;
+mod disk;
+mod engine;
+mod executor;
+mod faults;
+mod invariants;
+mod network;
+mod node;
+mod operator;
+mod tests;
+mod trace;
+mod watched;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, LocalBoxFuture, join_all};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep};
+
+use self::client::Client;
+use self::dice::Dice;
+use self::executor::Executor;
+use self::invariants::Invariants;
+use self::network::Network;
+use self::node::Node;
+use self::trace::{Event, Trace, hash_of};
+use crate::history::{self, Operation};
+use crate::raft::{self, Class, Role, Route, Space};
+use crate::runtime::{self, Planted};
+use crate::types::{GroupId, LogKey, NodeId, ReplicaId};
+
+const NODES: u32 = 5;
+const GROUPS: u32 = 2;
+const REPLICAS: u32 = 3;
+const CLIENTS: u32 = 5;
+const CALLS: u64 = 1000;
+const LASTS: Duration = Duration::from_secs(60);
+
+/// After the last fault, everything must have been applied everywhere within this.
+const CONVERGES_WITHIN: Duration = Duration::from_secs(20);
+
+/// For each key's search: far more than any history of this length takes.
+const SEARCH_BUDGET: u64 = 20_000_000;
+
+/// Everything that a seed decides.
+struct Simulation {
+    executor: Executor,
+    network: Network,
+    nodes: RefCell<BTreeMap<NodeId, Node>>,
+    invariants: RefCell<Invariants>,
+    history: RefCell<BTreeMap<String, Vec<Operation>>>,
+    trace: Trace,
+    disk_dice: Dice,
+    /// What openraft draws.
+    raft_dice: Dice,
+    planted: Option<Planted>,
+    faults: Cell<u64>,
+    changes: Cell<u64>,
+    snapshots: Cell<u64>,
+    began: Instant,
+}
+
+thread_local! {
+    static SIMULATION: RefCell<Option<Rc<Simulation>>> = const { RefCell::new(None) };
+}
+
+/// The one that this thread runs.
+fn sim() -> Rc<Simulation> {
+    SIMULATION.with(|sim| sim.borrow().clone()).expect("only what a simulation runs asks for it")
+}
+
+/// The simulation as the seam sees it.
+struct Seam;
+
+impl runtime::World for Seam {
+    fn spawn(&self, future: BoxFuture<'static, ()>) {
+        sim().executor.spawn(future);
+    }
+
+    fn random(&self) -> u64 {
+        sim().raft_dice.draw()
+    }
+
+    fn is_planted(&self, bug: Planted) -> bool {
+        sim().is_planted(bug)
+    }
+}
+
+/// What a seed came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Ended {
+    hash: u64,
+    events: u64,
+    operations: usize,
+    unknown: usize,
+    faults: u64,
+    changes: u64,
+    leaders: usize,
+    snapshots: u64,
+    /// Pairs of replicas whose records were compared after the same entry.
+    compared: u64,
+}
+
+/// Runs a seed to its end.
+///
+/// # Panics
+/// If something does not hold.
+fn run(seed: u64, planted: Option<Planted>, loud: bool) -> Ended {
+    let tokio =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let began = {
+        let _inside = tokio.enter();
+        Instant::now()
+    };
+    let sim = Rc::new(Simulation {
+        executor: Executor::new(Dice::new(seed, "executor")),
+        network: Network::new(Dice::new(seed, "network")),
+        nodes: RefCell::default(),
+        invariants: RefCell::default(),
+        history: RefCell::default(),
+        trace: Trace::new(loud),
+        disk_dice: Dice::new(seed, "disk"),
+        raft_dice: Dice::new(seed, "raft"),
+        planted,
+        faults: Cell::new(0),
+        changes: Cell::new(0),
+        snapshots: Cell::new(0),
+        began,
+    });
+    let _leaving = Entered::new(&sim);
+    let turn = |id| sim.note(Event::Polled(id));
+    let quiet = || sim.compare_logs();
+    tokio.block_on(sim.executor.run(play(seed), turn, quiet))
+}
+
+/// Ends the simulation however the run ends.
+struct Entered {
+    sim: Rc<Simulation>,
+    seam: Option<runtime::Inside>,
+}
+
+impl Entered {
+    fn new(sim: &Rc<Simulation>) -> Entered {
+        SIMULATION.with(|current| *current.borrow_mut() = Some(sim.clone()));
+        Entered { sim: sim.clone(), seam: Some(runtime::enter(Rc::new(Seam))) }
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("{}", self.sim.trace.last());
+        }
+        // Tasks and nodes while they still find the simulation; it is kept by what they hold.
+        self.sim.executor.clear();
+        let nodes = std::mem::take(&mut *self.sim.nodes.borrow_mut());
+        drop(nodes);
+        drop(self.seam.take());
+        SIMULATION.with(|current| current.borrow_mut().take());
+    }
+}
+
+/// The story of a seed.
+async fn play(seed: u64) -> Ended {
+    let dice = Dice::new(seed, "play");
+    let sim = sim();
+    // sled's way of recovering, or fjall's.
+    let recovers_prefix = dice.chance(50);
+    for number in 1..=NODES {
+        sim.nodes.borrow_mut().insert(NodeId(number), Node::new(NodeId(number), recovers_prefix));
+    }
+    for group in (1..=GROUPS).map(GroupId) {
+        for number in 0..REPLICAS {
+            let node = NodeId((group.0 + number) % NODES + 1);
+            let replica = ReplicaId::new(node, 1);
+            sim.nodes.borrow_mut().get_mut(&node).unwrap().assigned.insert(group, replica);
+        }
+    }
+    for number in 1..=NODES {
+        sim.start(NodeId(number));
+    }
+    sleep(Duration::from_millis(200)).await;
+    for group in (1..=GROUPS).map(GroupId) {
+        sim.initialize(group).await;
+    }
+    let end = Instant::now() + LASTS;
+    sim.beside(faults::run(Dice::new(seed, "faults"), end - Duration::from_secs(5)));
+    for group in (1..=GROUPS).map(GroupId) {
+        let dice = Dice::new(seed ^ u64::from(group.0) << 32, "operator");
+        let moves = if group.0 == 1 { 2 } else { 1 };
+        sim.beside(operator::run(dice, group, moves));
+    }
+    let clients = (1..=CLIENTS).map(|number| {
+        let client = Client::new(number, Dice::new(seed ^ u64::from(number) << 40, "client"));
+        client.run(CALLS / u64::from(CLIENTS), end)
+    });
+    join_all(clients).await;
+    tokio::time::sleep_until(end).await;
+    faults::heal();
+    sim.converge().await;
+    Client::new(CLIENTS + 1, Dice::new(seed, "reader")).read_all().await;
+    sim.verdict()
+}
+
+impl Simulation {
+    fn is_planted(&self, bug: Planted) -> bool {
+        self.planted == Some(bug)
+    }
+
+    fn note(&self, event: Event) {
+        self.trace.note(self.began.elapsed().as_millis() as u64, event);
+    }
+
+    fn tell(&self, what: String) {
+        self.note(Event::Note(what));
+    }
+
+    /// Outside of all nodes.
+    fn beside(&self, future: impl Future<Output = ()> + 'static) {
+        let future: LocalBoxFuture<'static, ()> = future.boxed_local();
+        self.executor.on(None, || self.executor.spawn(future));
+    }
+
+    /// Does something as a task of `node`, which may crash before it is done.
+    fn ask<T: 'static>(&self, node: NodeId, work: impl Future<Output = T> + 'static) -> oneshot::Receiver<T> {
+        let (tell, told) = oneshot::channel();
+        let working = work.map(move |value| drop(tell.send(value)));
+        self.executor.on(Some(node), || self.executor.spawn(working.boxed_local()));
+        told
+    }
+
+    fn start(&self, node: NodeId) {
+        self.executor.on(Some(node), || {
+            if let Some(node) = self.nodes.borrow_mut().get_mut(&node) {
+                node.start();
+            }
+        });
+    }
+
+    fn crash(&self, id: NodeId, power_loss: bool) {
+        let running = self.nodes.borrow_mut().get_mut(&id).and_then(|node| node.crash(power_loss));
+        self.executor.kill(id, || drop(running));
+        self.network.crashed(id);
+    }
+
+    fn receive(
+        &self,
+        route: Route,
+        class: Class,
+        message: Bytes,
+    ) -> Option<BoxFuture<'static, Result<Bytes, String>>> {
+        self.nodes.borrow().get(&route.to.node())?.receive(route, class, message)
+    }
+
+    async fn initialize(&self, group: GroupId) {
+        let (first, voters) = {
+            let nodes = self.nodes.borrow();
+            let voters: Vec<ReplicaId> =
+                nodes.values().filter_map(|node| node.assigned.get(&group).copied()).collect();
+            let first = nodes[&voters[0].node()].running.as_ref().unwrap().groups[&group].clone();
+            (first, voters)
+        };
+        let node = first.key().replica.node();
+        self.ask(node, async move { first.initialize(&voters).await.unwrap() }).await.unwrap();
+    }
+
+    /// A node that leads something.
+    fn a_leader(&self) -> Option<NodeId> {
+        let nodes = self.nodes.borrow();
+        let groups =
+            nodes.values().filter_map(|node| node.running.as_ref()).flat_map(|it| it.groups.values());
+        let mut led = groups.filter(|group| group.status().role == Role::Leader);
+        led.next().map(|group| group.key().replica.node())
+    }
+
+    /// Destroys a replica that its group has excluded; its node may be down.
+    async fn retire(&self, key: LogKey) {
+        let node = key.replica.node();
+        loop {
+            let found = {
+                let nodes = self.nodes.borrow();
+                let running = nodes[&node].running.as_ref();
+                running.and_then(|running| running.groups.get(&key.group).cloned())
+            };
+            let Some(group) = found else {
+                sleep(Duration::from_millis(100)).await;
+                continue;
+            };
+            let destroying = async move {
+                let sim = sim();
+                if let Some(node) = sim.nodes.borrow_mut().get_mut(&node) {
+                    node.assigned.remove(&key.group);
+                    node.running.as_mut().and_then(|running| running.groups.remove(&key.group));
+                }
+                group.destroy().await.unwrap();
+                sim.invariants.borrow_mut().replica_ids.destroyed(key);
+            };
+            let _ = self.ask(node, destroying).await;
+            return;
+        }
+    }
+
+    /// Waits until all replicas of each group have applied the same.
+    async fn converge(&self) {
+        let deadline = Instant::now() + CONVERGES_WITHIN;
+        loop {
+            sleep(Duration::from_millis(50)).await;
+            let statuses: BTreeMap<LogKey, raft::Status> = {
+                let nodes = self.nodes.borrow();
+                let running = nodes.values().filter_map(|node| node.running.as_ref());
+                running.flat_map(|it| it.groups.values()).map(|it| (it.key(), it.status())).collect()
+            };
+            let wanted: usize = self.nodes.borrow().values().map(|node| node.assigned.len()).sum();
+            let is_even = (1..=GROUPS).map(GroupId).all(|group| {
+                let of_group = || statuses.iter().filter(|(key, _)| key.group == group).map(|(_, it)| it);
+                let first = of_group().next();
+                let leads = of_group().any(|it| it.role == Role::Leader && it.quorum_acked.is_some());
+                leads
+                    && first.is_some_and(|first| {
+                        of_group().all(|it| {
+                            it.applied == first.applied
+                                && Some(it.last_index) == it.applied.map(|it| it.index)
+                        })
+                    })
+            });
+            if is_even && statuses.len() == wanted {
+                let invariants = self.invariants.borrow();
+                for (key, status) in &statuses {
+                    let applied = status.applied.map_or(0, |applied| applied.index);
+                    invariants.acknowledged.reached(key.group, key.replica, applied);
+                }
+                return;
+            }
+            assert!(Instant::now() < deadline, "it does not come to rest: {wanted} replicas, {statuses:#?}");
+        }
+    }
+
+    fn verdict(&self) -> Ended {
+        let history = self.history.borrow();
+        let report = history::check(&history, SEARCH_BUDGET);
+        let violations: Vec<&str> = report.violations.iter().map(|it| it.text.as_str()).collect();
+        assert!(violations.is_empty(), "linearizability: {}", violations.join("\n"));
+        assert!(report.undecided.is_empty(), "no verdict on {:?}", report.undecided);
+        let invariants = self.invariants.borrow();
+        Ended {
+            hash: self.trace.hash(),
+            events: self.trace.count(),
+            operations: report.operations,
+            unknown: report.unknown,
+            faults: self.faults.get(),
+            changes: self.changes.get(),
+            leaders: invariants.election.count(),
+            snapshots: self.snapshots.get(),
+            compared: invariants.same_state.compared,
+        }
+    }
+
+    /// A message is sent: what it claims must hold.
+    fn watch_message(&self, route: Route, message: &Bytes) {
+        let Some(claim) = raft::testing::claim(route.from, message.clone()) else { return };
+        let mut invariants = self.invariants.borrow_mut();
+        let mut previous = claim.previous;
+        for (id, payload) in claim.entries {
+            invariants.matching.entry(route.group, route.from, previous, id, hash_of(&payload));
+            previous = Some(id);
+        }
+        if !invariants.election.leads(route.group, claim.term, route.from) {
+            return;
+        }
+        let key = LogKey { group: route.group, replica: route.from };
+        self.note(Event::Leads(key, claim.term));
+        let nodes = self.nodes.borrow();
+        let running = nodes.get(&route.from.node()).and_then(|node| node.running.as_ref());
+        if let Some(running) = running {
+            let log = running.wal.log(key);
+            invariants::check_completeness(&invariants.safety, key, claim.term, &log);
+        }
+    }
+
+    fn applied(&self, key: LogKey, index: u64, command: u64) {
+        self.note(Event::Applied(key, index, command));
+        let nodes = self.nodes.borrow();
+        let running = nodes.get(&key.replica.node()).and_then(|node| node.running.as_ref());
+        let id = running.and_then(|running| running.wal.log(key).id_at(index));
+        let Some(id) = id else { panic!("{key} applies entry {index}, which is not in its log") };
+        self.invariants.borrow_mut().safety.applied(key, id, command);
+    }
+
+    fn installed(&self, key: LogKey) {
+        self.note(Event::Installed(key));
+        self.snapshots.set(self.snapshots.get() + 1);
+    }
+
+    fn published(&self, key: LogKey, index: u64, space: &Space) {
+        self.invariants.borrow_mut().same_state.published(key, index, space);
+    }
+
+    /// Of all nodes that run, each time that nobody has anything to do.
+    fn compare_logs(&self) {
+        let nodes = self.nodes.borrow();
+        let mut invariants = self.invariants.borrow_mut();
+        for running in nodes.values().filter_map(|node| node.running.as_ref()) {
+            for group in running.groups.values() {
+                let (key, log) = (group.key(), running.wal.log(group.key()));
+                let Some(last) = log.last() else { continue };
+                let mut next = invariants.matching.unseen(key, last);
+                let mut previous = next.checked_sub(1).and_then(|before| log.id_at(before));
+                while next <= last.index {
+                    let Some(id) = log.id_at(next) else { break };
+                    let entries = log.entries(next, next + 1, usize::MAX).unwrap();
+                    // Not where the log was purged to: only its id is left.
+                    if let Some(entry) = entries.first() {
+                        let payload = hash_of(&entry.payload);
+                        invariants.matching.entry(key.group, key.replica, previous, id, payload);
+                    }
+                    previous = Some(id);
+                    next += 1;
+                }
+            }
+        }
+    }
+}
