@@ -13,7 +13,7 @@ mod state;
 mod tests;
 mod version;
 
-pub use codec::{decode_answer, encode_command};
+pub use codec::{decode_answer, decode_command, encode_command};
 pub use command::{Answer, Command, Form, Join};
 pub use machine::Machine;
 pub use partition::{Birth, Desired, Holders, Partition};

@@ -117,9 +117,16 @@ pub async fn serve<N: Backend>(
     };
     let refused = || metrics.connection_refused("limit");
     let serve_one = |stream, stopping| connection(stream, dispatch.clone(), stopping);
-    let cut_off =
-        listen::run(listener, options.connections_max, options.drain, stopping, shutdown, refused, serve_one)
-            .await;
+    let cut_off = listen::run(
+        listener,
+        (options.connections_max, listen::Full::RefuseNew),
+        options.drain,
+        stopping,
+        shutdown,
+        refused,
+        serve_one,
+    )
+    .await;
     if cut_off > 0 {
         tracing::warn!(connections = cut_off, "connections were cut off at the end of the drain");
     }
