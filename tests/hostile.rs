@@ -15,6 +15,8 @@ mod siege;
 mod floods;
 #[path = "hostile/garbage.rs"]
 mod garbage;
+#[path = "hostile/greedy.rs"]
+mod greedy;
 #[path = "hostile/http.rs"]
 mod http;
 #[path = "hostile/peers.rs"]

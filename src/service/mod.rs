@@ -22,6 +22,7 @@ mod original;
 mod page;
 mod peer;
 mod request;
+mod share;
 
 pub use backend::Backend;
 
