@@ -6,6 +6,8 @@
 //! them, and what the service manager hears.
 
 mod args;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod generate;
 mod lifecycle;
 mod listen;

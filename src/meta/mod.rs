@@ -6,6 +6,8 @@
 
 mod codec;
 mod command;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod machine;
 mod partition;
 mod state;

@@ -15,6 +15,8 @@ mod backend;
 mod body;
 mod cluster;
 mod deadline;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod health;
 mod kv;
 mod listen;

@@ -219,7 +219,7 @@ impl<'a> FrameWriter<'a> {
     }
 
     /// Appends a record and returns its offset in the segment.
-    fn record(&mut self, key: LogKey, kind: u8, flags: u8, parts: &[&[u8]]) -> u64 {
+    pub(super) fn record(&mut self, key: LogKey, kind: u8, flags: u8, parts: &[&[u8]]) -> u64 {
         let start = self.out.len();
         let body: usize = parts.iter().map(|part| part.len()).sum();
         let body = u32::try_from(body).expect("entries are bounded far below 4 GiB");
