@@ -27,7 +27,7 @@ mod slow;
 use std::time::{Duration, Instant};
 
 /// How long each attack goes on that has no end of its own.
-const ATTACK: Duration = Duration::from_millis(1500);
+const ATTACK: Duration = Duration::from_millis(1200);
 
 /// A server that is told nonsense closes at once; the machine may be busy.
 const CLOSED_WITHIN: Duration = Duration::from_secs(5);

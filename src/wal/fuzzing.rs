@@ -222,3 +222,37 @@ pub fn seeds() -> Vec<Vec<u8>> {
         [(0, &[&script]), (1, &[&script, &[0; 6]]), (2, &[&one_log, &one_log]), (3, &[&whole])];
     seeds.into_iter().map(|(mode, parts)| [&[mode][..], &parts.concat()].concat()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(kind: u8, flags: u8, body: &[u8]) -> Vec<u8> {
+        [&[kind, flags, 1, body.len() as u8], body].concat()
+    }
+
+    fn id(index: u64) -> Vec<u8> {
+        [1u64.to_le_bytes(), index.to_le_bytes()].concat()
+    }
+
+    /// Found by fuzzing: the purge point stayed, and the segment that it stood in went.
+    #[test]
+    fn a_state_without_a_purge_point_takes_it_back() {
+        let no_vote_no_purge = record(6, 0, &id(0));
+        assert!(run(&[vec![0], record(4, 0, &id(5)), no_vote_no_purge].concat()));
+        // Nor does one that goes back leave the further one behind.
+        assert!(run(&[vec![2], record(4, 0, &id(5)), record(4, 0, &id(3))].concat()));
+    }
+
+    /// A batch whose checksums are right was written so, and perhaps acknowledged: it is refused, also where
+    /// a torn one would be cut off.
+    #[test]
+    fn what_is_whole_and_makes_no_sense_is_not_taken_for_torn() {
+        let last = id(u64::MAX);
+        let beyond = [record(1, 0, &last), record(4, 0, &last), record(6, 4, &last)];
+        let unknown = [record(9, 0, b""), record(3, 0, b"short"), record(5, 0, b"long")];
+        for record in beyond.into_iter().chain(unknown) {
+            assert!(!run(&[vec![0], record.clone()].concat()), "{record:?}");
+        }
+    }
+}
