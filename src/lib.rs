@@ -47,4 +47,9 @@ pub mod config;
 pub mod ctl;
 pub mod daemon;
 
+// every decoder, for fuzz/
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
+
 pub use client::Client;

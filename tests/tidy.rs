@@ -21,6 +21,7 @@ const LAYERS: &[&[&str]] = &[
     &["service", "client"],
     &["config", "cli", "ctl"],
     &["daemon"],
+    &["fuzzing"],
 ];
 
 /// Modules that may import from their own layer: words know each other, and the two tools share the

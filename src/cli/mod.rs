@@ -8,6 +8,8 @@ mod args;
 mod bench;
 mod data;
 mod export;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod go_flags;
 mod histogram;
 mod import;

@@ -12,6 +12,8 @@
 mod check;
 mod env;
 mod file;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod keys;
 mod layer;
 mod print;

@@ -6,6 +6,8 @@
 //! them, and what the service manager hears.
 
 mod args;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod generate;
 mod lifecycle;
 mod listen;
@@ -116,10 +118,12 @@ fn start(sources: Sources, loaded: Loaded) -> ExitCode {
         }
     };
     greet(&loaded);
-    match process::raise_open_files() {
-        Ok(most) => tracing::debug!(?most, "open files"),
-        Err(error) => warn!(%error, "the limit of open files stays as it is"),
-    }
+    let open_files = process::raise_open_files().unwrap_or_else(|error| {
+        warn!(%error, "the limit of open files stays as it is");
+        process::open_files()
+    });
+    let connections_max = process::connections_max(open_files);
+    tracing::debug!(?open_files, connections_max, "open files");
     let runtime =
         match tokio::runtime::Builder::new_multi_thread().thread_name("rushkv-worker").enable_all().build() {
             Ok(runtime) => runtime,
@@ -128,7 +132,7 @@ fn start(sources: Sources, loaded: Loaded) -> ExitCode {
                 return ExitCode::from(EXIT_FAILED);
             }
         };
-    match runtime.block_on(serve(sources, loaded, level)) {
+    match runtime.block_on(serve(sources, loaded, level, connections_max)) {
         Ended::Stopped => {
             runtime.shutdown_timeout(RUNTIME_GRACE);
             ExitCode::SUCCESS
@@ -161,7 +165,7 @@ fn greet(loaded: &Loaded) {
 }
 
 /// Binds the ports, then opens the node and keeps it until its end.
-async fn serve(sources: Sources, loaded: Loaded, level: log::Switch) -> Ended {
+async fn serve(sources: Sources, loaded: Loaded, level: log::Switch, connections_max: usize) -> Ended {
     let notifier = notify::Notifier::from_env();
     let failed = |reason: String| {
         error!("{reason}");
@@ -200,7 +204,7 @@ async fn serve(sources: Sources, loaded: Loaded, level: log::Switch) -> Ended {
         pace: Pace { drain: servers::DRAIN + Duration::from_secs(2), ..Pace::default() },
     };
     let start = |node: Arc<Node>, stop| {
-        servers::start(node, grpc_listener, http_listener, grpc_metrics, registry, stop)
+        servers::start(node, grpc_listener, http_listener, grpc_metrics, registry, connections_max, stop)
     };
     let mut running = loaded;
     // On the heap: it holds the whole life of the process.

@@ -10,6 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::Level;
 
 use super::log;
+use crate::limits;
 
 /// From now on a panic in any thread or task ends the process: a node with a dead task would go on
 /// answering without it.
@@ -58,6 +59,19 @@ pub fn raise_open_files() -> Result<Option<u64>, std::io::Error> {
         setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
     }
     Ok(limit.maximum)
+}
+
+/// How many files the process may have open.
+pub fn open_files() -> Option<u64> {
+    getrlimit(Resource::Nofile).current
+}
+
+/// How many of them connections of clients may take: the rest is for the log, the engine, and connections to
+/// other nodes, without which the node ends. Half, or all but 2048.
+pub fn connections_max(open_files: Option<u64>) -> usize {
+    let Some(most) = open_files else { return limits::CONNECTIONS_MAX };
+    let rest = (most / 2).min(2048);
+    usize::try_from(most - rest).map_or(limits::CONNECTIONS_MAX, |room| room.min(limits::CONNECTIONS_MAX))
 }
 
 /// Becomes a new process of the same program, with the same arguments and id; returns only if it can't.
@@ -170,6 +184,15 @@ mod tests {
             kill_process(getpid(), sent).unwrap();
             assert_eq!(signals.next().await, request);
         }
+    }
+
+    #[test]
+    fn connections_leave_files_to_the_node() {
+        let cases = [(1024, 512), (4096, 2048), (10_000, 7952), (65_536, limits::CONNECTIONS_MAX)];
+        for (open_files, connections) in cases {
+            assert_eq!(connections_max(Some(open_files)), connections, "{open_files}");
+        }
+        assert_eq!(connections_max(None), limits::CONNECTIONS_MAX);
     }
 
     #[test]

@@ -61,6 +61,7 @@ pub fn start(
     http_listener: Option<TcpListener>,
     metrics: Arc<Grpc>,
     registry: Registry,
+    connections_max: usize,
     stop: Stop,
 ) -> Servers {
     let serve_http = {
@@ -76,7 +77,7 @@ pub fn start(
         }
     };
     let serve_grpc = async move {
-        let options = grpc::Options { drain: DRAIN, ..grpc::Options::default() };
+        let options = grpc::Options { connections_max, drain: DRAIN, ..grpc::Options::default() };
         grpc::serve(grpc_listener, node, metrics, options, stopped(stop)).await
     };
     tokio::spawn(async move {

@@ -4,6 +4,8 @@
 //! again over a state that is partly ahead of it, and a partition can be split.
 
 mod codec;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod machine;
 mod marks;
 mod seals;

@@ -127,7 +127,9 @@ pub fn encode_command(command: &Command) -> Bytes {
     out.freeze()
 }
 
-pub(super) fn decode_command(bytes: Bytes) -> Result<Command, Malformed> {
+/// # Errors
+/// It is no command that this program knows.
+pub fn decode_command(bytes: Bytes) -> Result<Command, Malformed> {
     let mut input = start("metadata command", bytes)?;
     let command = match input.u8()? {
         FORM => Command::Form(Form {

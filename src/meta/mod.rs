@@ -6,6 +6,8 @@
 
 mod codec;
 mod command;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod machine;
 mod partition;
 mod state;
@@ -13,7 +15,7 @@ mod state;
 mod tests;
 mod version;
 
-pub use codec::{decode_answer, encode_command};
+pub use codec::{decode_answer, decode_command, encode_command};
 pub use command::{Answer, Command, Form, Join};
 pub use machine::Machine;
 pub use partition::{Birth, Desired, Holders, Partition};

@@ -168,8 +168,8 @@ impl Grpc {
         }
     }
 
-    /// Calls under way.
-    pub fn in_flight(&self) -> usize {
+    #[cfg(test)]
+    fn in_flight(&self) -> usize {
         usize::try_from(self.in_flight.get()).unwrap_or(0)
     }
 

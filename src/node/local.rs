@@ -4,9 +4,11 @@ use bytes::Bytes;
 
 use super::calls::{GROUP, LEADER};
 use super::{Consistency, DataGroup, Deadline, Node};
+use crate::codec::Malformed;
 use crate::error::{Error, Reason, Result};
 use crate::kv;
 use crate::limits::MESSAGE_BYTES_MAX;
+use crate::meta;
 use crate::raft::{ProposeError, ReadError, Space};
 use crate::storage;
 use crate::types::{GroupId, PartitionId, ReplicaId};
@@ -20,16 +22,17 @@ impl Node {
         deadline: Deadline,
     ) -> Result<Bytes> {
         let GroupId(number) = group;
+        // Also what another node passes on is looked at before it goes into a log: whoever applies a command
+        // that can't be read stops that group for good, and so would every node.
+        let unreadable = |error: Malformed| Error::new(Reason::InvalidArgument, error.to_string());
         let answer = if group == GroupId::META {
             let seat = self.seat().ok_or_else(|| self.no_leader(group))?;
+            meta::decode_command(command.clone()).map_err(unreadable)?;
             seat.meta.propose(command, deadline).await
         } else {
             let partition = PartitionId(number - 1);
             let replica = self.replica(partition).ok_or_else(|| self.no_replica(partition))?;
-            // Also what another node passes on is looked at before it goes into a log.
-            let decoded = kv::decode_command(command.clone())
-                .map_err(|error| Error::new(Reason::InvalidArgument, error.to_string()))?;
-            if let kv::Command::Writes(ops) = decoded {
+            if let kv::Command::Writes(ops) = kv::decode_command(command.clone()).map_err(unreadable)? {
                 // On a condition, it would answer by what is wrong.
                 if replica.suspect.get().is_some() {
                     return Err(super::checking::suspect(partition));

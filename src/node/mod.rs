@@ -19,6 +19,8 @@ mod follow;
 mod formation;
 mod forming;
 mod forward;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod gauges;
 mod giving_up;
 mod identity;

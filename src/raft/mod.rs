@@ -24,6 +24,8 @@ mod codec;
 #[cfg(test)]
 mod crash_tests;
 mod destroy;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod group;
 mod incoming;
 mod log_store;

@@ -35,6 +35,7 @@ use tonic::{Code, Status};
 
 use super::body::Held;
 use super::listen::stopped;
+use super::share::{Connection, NoRoom, Share, Taken};
 use crate::error::{Error, Reason, Result, to_status};
 use crate::limits::{MESSAGE_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::metrics;
@@ -43,11 +44,11 @@ use crate::metrics;
 /// take within the limit so as not to be cut.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// What the answers of all calls hold, and may hold.
+/// What the answers of one connection hold, and may hold.
 #[derive(Debug, Clone)]
 pub(super) struct Answers {
     held: IntGauge,
-    max: usize,
+    share: Share,
 }
 
 /// A part of it; given back when dropped.
@@ -55,6 +56,7 @@ pub(super) struct Answers {
 pub(super) struct Lease {
     held: IntGauge,
     bytes: i64,
+    _taken: Taken,
 }
 
 impl Drop for Lease {
@@ -64,9 +66,9 @@ impl Drop for Lease {
 }
 
 impl Answers {
-    /// `held` counts bytes, `max` bounds them.
-    pub fn new(held: IntGauge, max: usize) -> Answers {
-        Answers { held, max }
+    /// `held` counts the bytes of all connections.
+    pub fn new(held: IntGauge, share: Share) -> Answers {
+        Answers { held, share }
     }
 
     /// Whether `bytes` more would fit.
@@ -74,24 +76,12 @@ impl Answers {
     /// # Errors
     /// `Overloaded` if not.
     pub fn room(&self, bytes: usize) -> Result<()> {
-        let held = usize::try_from(self.held.get()).unwrap_or(0);
-        if held.saturating_add(bytes) <= self.max {
-            return Ok(());
-        }
-        Err(Error::new(
-            Reason::Overloaded,
-            format!(
-                "answers that their clients have not taken yet hold {held} bytes, and the limit is {}",
-                self.max
-            ),
-        ))
+        self.share.room(bytes).map_err(overloaded)
     }
 
     /// Counts `bytes`, whatever the limit.
     pub fn hold(&self, bytes: usize) -> Lease {
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        self.held.add(bytes);
-        Lease { held: self.held.clone(), bytes }
+        self.lease(self.share.take_anyway(bytes), bytes)
     }
 
     /// Counts `bytes` if they fit.
@@ -99,10 +89,22 @@ impl Answers {
     /// # Errors
     /// `Overloaded` if they don't.
     pub fn try_hold(&self, bytes: usize) -> Result<Lease> {
-        // Counted first, so that two that fit one by one and not together are not both let in.
-        let lease = self.hold(bytes);
-        self.room(0).map(|()| lease)
+        Ok(self.lease(self.share.take(bytes).map_err(overloaded)?, bytes))
     }
+
+    fn lease(&self, taken: Taken, bytes: usize) -> Lease {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.held.add(bytes);
+        Lease { held: self.held.clone(), bytes, _taken: taken }
+    }
+}
+
+fn overloaded(NoRoom { total, own, max }: NoRoom) -> Error {
+    let message = format!(
+        "answers that their clients have not taken yet hold {total} bytes, {own} of them of this connection; \
+         the limit is {max}, and a connection may hold as much as is left of it"
+    );
+    Error::new(Reason::Overloaded, message)
 }
 
 /// How a call's answer is bounded.
@@ -299,7 +301,7 @@ async fn watched(task: impl Future<Output = ()>, Tasks { idle, cut }: Tasks) {
 pub(super) struct AnswerBody {
     inner: tonic::body::Body,
     call: metrics::Call,
-    /// What the request holds.
+    /// What the call holds.
     _held: Arc<Held>,
     answers: Answers,
     refusable: bool,
@@ -321,9 +323,8 @@ impl AnswerBody {
         answer: (&HeaderMap, tonic::body::Body),
         mut call: metrics::Call,
         held: Arc<Held>,
-        answers: Answers,
+        connection: &Connection,
         refusable: bool,
-        lingering: Arc<Lingering>,
         stopping: Option<watch::Receiver<bool>>,
     ) -> AnswerBody {
         let (headers, inner) = answer;
@@ -336,9 +337,9 @@ impl AnswerBody {
             inner,
             call,
             _held: held,
-            answers,
+            answers: connection.answers.clone(),
             refusable,
-            lingering,
+            lingering: connection.lingering.clone(),
             progress: PROGRESS.try_with(Clone::clone).unwrap_or_default(),
             chunk: Bytes::new(),
             unsent: Arc::default(),
@@ -450,6 +451,7 @@ impl Body for AnswerBody {
 
 #[cfg(test)]
 mod tests {
+    use super::super::share::Pool;
     use super::*;
 
     #[test]
@@ -477,11 +479,11 @@ mod tests {
     #[test]
     fn what_is_held_is_bounded_and_given_back() {
         let held = IntGauge::new("held", "In answers.").unwrap();
-        let answers = Answers::new(held.clone(), 10);
+        let answers = Answers::new(held.clone(), Pool::new(20).share());
         let six = answers.try_hold(6).unwrap();
-        answers.room(4).unwrap();
-        assert_eq!(answers.room(5).unwrap_err().reason, Reason::Overloaded);
-        assert_eq!(answers.try_hold(5).unwrap_err().reason, Reason::Overloaded);
+        answers.room(8).unwrap();
+        assert_eq!(answers.room(9).unwrap_err().reason, Reason::Overloaded);
+        assert_eq!(answers.try_hold(9).unwrap_err().reason, Reason::Overloaded);
         let write = answers.hold(100);
         assert_eq!(held.get(), 106);
         drop((six, write));
@@ -491,7 +493,7 @@ mod tests {
     #[test]
     fn an_answer_is_stuck_when_a_whole_interval_has_passed_over_it() {
         let lingering = Arc::new(Lingering::default());
-        let answers = Answers::new(IntGauge::new("held", "In answers.").unwrap(), 10);
+        let answers = Answers::new(IntGauge::new("held", "In answers.").unwrap(), Pool::new(10).share());
         let chunk = || {
             let data = Bytes::from_static(b"small");
             Chunk::new(data, answers.hold(5), &lingering, &Arc::default())

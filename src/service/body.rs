@@ -3,7 +3,6 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -11,40 +10,40 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep};
 use tonic::Status;
 
+use super::share::{Connection, NoRoom, Taken};
 use crate::error::{Error, Reason, to_status};
-use crate::limits::REQUEST_BYTES_MAX;
 
-/// What the requests of all calls hold, in bytes.
-pub(super) type Total = Arc<AtomicUsize>;
-
-/// What one call's request holds; given back when the call has ended.
+/// What one call holds until it has ended: its place among the calls under way, and its request's bytes.
 #[derive(Debug)]
 pub(super) struct Held {
-    total: Total,
-    bytes: AtomicUsize,
+    call: Taken,
+    bytes: Taken,
 }
 
 impl Held {
-    pub fn new(total: &Total) -> Arc<Held> {
-        Arc::new(Held { total: total.clone(), bytes: AtomicUsize::new(0) })
+    pub fn new(of: &Connection) -> Held {
+        Held { call: of.calls.nothing(), bytes: of.requests.nothing() }
+    }
+
+    /// Takes a place among the calls under way.
+    pub fn begin(&self) -> Result<(), Error> {
+        self.call.more(1).map_err(|NoRoom { total, own, max }| {
+            let message = format!(
+                "{total} calls are under way, {own} of them of this connection; the limit is {max}, and a \
+                 connection may have as many as are left of it"
+            );
+            Error::new(Reason::Overloaded, message)
+        })
     }
 
     fn add(&self, bytes: usize) -> Result<(), Status> {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let total = self.total.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if total > REQUEST_BYTES_MAX {
-            return Err(to_status(&Error::new(
-                Reason::Overloaded,
-                format!("requests under way hold {total} bytes; the limit is {REQUEST_BYTES_MAX}"),
-            )));
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.total.fetch_sub(*self.bytes.get_mut(), Ordering::Relaxed);
+        self.bytes.more(bytes).map_err(|NoRoom { total, own, max }| {
+            let message = format!(
+                "requests under way hold {total} bytes, {own} of them of this connection; the limit is {max}, \
+                 and a connection may hold as much as is left of it"
+            );
+            to_status(&Error::new(Reason::Overloaded, message))
+        })
     }
 }
 
@@ -119,7 +118,10 @@ where
 mod tests {
     use tonic::Code;
 
+    use super::super::grpc::Options;
+    use super::super::share::Pools;
     use super::*;
+    use crate::limits::REQUEST_BYTES_MAX;
 
     /// Gives one chunk, then nothing for ever.
     struct Dribble(Option<Bytes>);
@@ -144,33 +146,41 @@ mod tests {
         frame.expect("it never ends").map(|frame| frame.data_ref().map_or(0, Bytes::len))
     }
 
+    fn connection() -> Arc<Connection> {
+        let held = prometheus::IntGauge::new("held", "In answers.").unwrap();
+        Pools::new(&Options::default(), held).connection()
+    }
+
     #[tokio::test]
     async fn a_request_that_does_not_arrive_fails_at_its_deadline() {
-        let total = Total::default();
+        let connection = connection();
+        let held = Arc::new(Held::new(&connection));
         let deadline = Instant::now() + std::time::Duration::from_millis(20);
-        let mut body =
-            RequestBody::new(Dribble(Some(Bytes::from_static(b"half"))), Held::new(&total), deadline);
+        let mut body = RequestBody::new(Dribble(Some(Bytes::from_static(b"half"))), held, deadline);
         assert_eq!(frame(&mut body).await.unwrap(), 4);
-        assert_eq!(total.load(Ordering::Relaxed), 4);
+        assert_eq!(connection.requests.total(), 4);
         assert_eq!(frame(&mut body).await.unwrap_err().code(), Code::DeadlineExceeded);
         drop(body);
-        assert_eq!(total.load(Ordering::Relaxed), 0);
+        assert_eq!(connection.requests.total(), 0);
     }
 
     #[tokio::test]
     async fn requests_over_the_memory_bound_are_refused_and_give_back_what_they_held() {
-        let total = Total::default();
-        total.store(REQUEST_BYTES_MAX - 4, Ordering::Relaxed);
+        let connection = connection();
+        let others = connection.requests.take_anyway(REQUEST_BYTES_MAX / 2 - 2);
         let deadline = Instant::now() + std::time::Duration::from_secs(60);
         let body = |chunk: &'static [u8]| {
-            RequestBody::new(Dribble(Some(Bytes::from_static(chunk))), Held::new(&total), deadline)
+            let held = Arc::new(Held::new(&connection));
+            RequestBody::new(Dribble(Some(Bytes::from_static(chunk))), held, deadline)
         };
         let mut fits = body(b"fits");
         assert_eq!(frame(&mut fits).await.unwrap(), 4);
         let status = frame(&mut body(b"x")).await.unwrap_err();
         assert_eq!(status.code(), Code::ResourceExhausted);
-        assert_eq!(total.load(Ordering::Relaxed), REQUEST_BYTES_MAX);
+        assert_eq!(connection.requests.total(), REQUEST_BYTES_MAX / 2 + 2);
         drop(fits);
         assert_eq!(frame(&mut body(b"x")).await.unwrap(), 1);
+        drop(others);
+        assert_eq!(connection.requests.total(), 0);
     }
 }

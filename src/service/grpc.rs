@@ -21,9 +21,10 @@ use tonic::codegen::http::{Request, Response, StatusCode, header};
 use tonic::codegen::{BoxFuture, Service as _};
 use tonic::{Code, Status};
 
-use super::answer::{self, AnswerBody, Answers, Lingering, Tasks};
-use super::body::{Held, RequestBody, Total};
+use super::answer::{self, AnswerBody, Tasks};
+use super::body::{Held, RequestBody};
 use super::deadline::Clock;
+use super::share::{Connection, Pools};
 use super::{Backend, cluster, debug, health, kv, listen, original, peer};
 use crate::error::{Error, Reason, to_status};
 use crate::limits;
@@ -118,9 +119,16 @@ pub async fn serve<N: Backend>(
     };
     let refused = || metrics.connection_refused("limit");
     let serve_one = |stream, stopping| connection(stream, dispatch.clone(), stopping);
-    let cut_off =
-        listen::run(listener, options.connections_max, options.drain, stopping, shutdown, refused, serve_one)
-            .await;
+    let cut_off = listen::run(
+        listener,
+        (options.connections_max, listen::Full::RefuseNew),
+        options.drain,
+        stopping,
+        shutdown,
+        refused,
+        serve_one,
+    )
+    .await;
     if cut_off > 0 {
         tracing::warn!(connections = cut_off, "connections were cut off at the end of the drain");
     }
@@ -151,7 +159,8 @@ async fn connection(mut stream: TcpStream, dispatch: Arc<Dispatch>, stopping: wa
 
     let idle = dispatch.options.answer_idle;
     let answers_cut = dispatch.metrics.answers_cut.clone();
-    let lingering = Arc::new(Lingering::default());
+    let own = dispatch.pools.connection();
+    let lingering = own.lingering.clone();
     let mut builder = hyper::server::conn::http2::Builder::new(Tasks { idle, cut: answers_cut.clone() });
     builder
         .timer(TokioTimer::new())
@@ -163,8 +172,7 @@ async fn connection(mut stream: TcpStream, dispatch: Arc<Dispatch>, stopping: wa
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
         .max_local_error_reset_streams(ERROR_RESETS_MAX);
-    let answers = lingering.clone();
-    let service = service_fn(move |request| dispatch.clone().call(request, answers.clone()));
+    let service = service_fn(move |request| dispatch.clone().call(request, own.clone()));
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
     let served = async {
         tokio::select! {
@@ -213,8 +221,7 @@ type Handler =
 struct Dispatch {
     services: HashMap<&'static str, Handler>,
     metrics: Arc<metrics::Grpc>,
-    held: Total,
-    answers: Answers,
+    pools: Pools,
     options: Options,
     stopping: watch::Receiver<bool>,
 }
@@ -240,8 +247,8 @@ impl Dispatch {
                 .register_encoded_file_descriptor_set(crate::proto::DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
-        let answers = Answers::new(metrics.answer_bytes.clone(), options.answer_bytes_max);
-        let kv = kv::Service::new(node.clone(), answers.clone(), options.scans_max);
+        let pools = Pools::new(&options, metrics.answer_bytes.clone());
+        let kv = kv::Service::new(node.clone());
         let max = limits::DECODE_BYTES_MAX;
         let mut services: Vec<(&'static str, Handler)> = vec![
             (
@@ -275,39 +282,36 @@ impl Dispatch {
             let peers = PeerServer::new(peer::Service::new(node)).max_decoding_message_size(max);
             services.push(("rushkv.v1.Peer", handler!(peers)));
         }
-        Ok(Dispatch {
-            services: services.into_iter().collect(),
-            metrics,
-            held: Total::default(),
-            answers,
-            options,
-            stopping,
-        })
+        Ok(Dispatch { services: services.into_iter().collect(), metrics, pools, options, stopping })
     }
 
     async fn call(
         self: Arc<Self>,
         request: Request<Incoming>,
-        lingering: Arc<Lingering>,
+        connection: Arc<Connection>,
     ) -> Result<Response<AnswerBody>, Infallible> {
         let path = request.uri().path();
         let call = self.metrics.call(path);
-        let held = Held::new(&self.held);
+        let held = Arc::new(Held::new(&connection));
         let endless = ENDLESS.contains(&path);
         let bound = answer::bound(path);
-        let answer = match bound.room.map_or(Ok(()), |room| self.answers.room(room)) {
-            Ok(()) => self.answer(request, &held).await,
+        let answer = match bound.room.map_or(Ok(()), |room| connection.answers.room(room)) {
+            Ok(()) => self.answer(request, &connection, &held).await,
             Err(error) => to_status(&error).into_http(),
         };
         let (parts, body) = answer.into_parts();
         let stopping = endless.then(|| self.stopping.clone());
         let answer = (&parts.headers, body);
-        let body =
-            AnswerBody::new(answer, call, held, self.answers.clone(), bound.refusable, lingering, stopping);
+        let body = AnswerBody::new(answer, call, held, &connection, bound.refusable, stopping);
         Ok(Response::from_parts(parts, body))
     }
 
-    async fn answer(&self, request: Request<Incoming>, held: &Arc<Held>) -> Response<tonic::body::Body> {
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        connection: &Arc<Connection>,
+        held: &Arc<Held>,
+    ) -> Response<tonic::body::Body> {
         let grpc = |value: &header::HeaderValue| value.as_bytes().starts_with(b"application/grpc");
         if !request.headers().get(header::CONTENT_TYPE).is_some_and(grpc) {
             // As the gRPC protocol has it.
@@ -330,16 +334,16 @@ impl Dispatch {
             };
         }
         // Health is asked most urgently when there is too much to do.
-        if !service.starts_with("grpc.") && self.metrics.in_flight() > self.options.calls_max {
-            return refuse(
-                Reason::Overloaded,
-                format!("{} calls are under way, which is the limit", self.options.calls_max),
-            );
+        if !service.starts_with("grpc.")
+            && let Err(error) = held.begin()
+        {
+            return to_status(&error).into_http();
         }
         let clock = Clock::start(request.headers());
         let deadline = clock.limit(limits::CALL_DEADLINE_DEFAULT, limits::CALL_DEADLINE_MAX).answer;
         let mut request = request.map(|body| RequestBody::new(body, held.clone(), deadline));
         request.extensions_mut().insert(clock);
+        request.extensions_mut().insert(connection.clone());
         match handler(request).await {
             Ok(answer) if service.starts_with("grpc.") => answer,
             Ok(answer) => explained(answer),

@@ -20,14 +20,16 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tonic::codegen::Service as _;
 
-use super::{Backend, listen};
+use super::Backend;
+use super::listen::{self, Full};
 use crate::metrics;
 
 /// How long the node's loops have for `/livez`: they don't wait for the disk, but a busy machine may
 /// keep them from the processor for a while.
 const PROBE_MAX: Duration = Duration::from_secs(5);
 
-/// Connections at once: a few scrapers and probes.
+/// Connections at once: a few scrapers and probes. One more, and the oldest is cut for it: a crowd that says
+/// nothing, or reads nothing, must not keep a supervisor from its probe.
 const CONNECTIONS_MAX: usize = 64;
 
 /// How long a client may take for a request's headers; also how long it may keep an idle connection.
@@ -56,9 +58,10 @@ pub async fn serve<N: Backend>(
 ) -> io::Result<()> {
     let router = router(node, registry);
     let (stopping, _) = watch::channel(false);
-    let refused = || tracing::debug!("an HTTP connection over the limit was closed");
+    let refused = || tracing::debug!("an HTTP connection was cut for a newer one: there were too many");
     let serve_one = |stream, stopping| connection(stream, router.clone(), stopping);
-    listen::run(listener, CONNECTIONS_MAX, DRAIN, stopping, shutdown, refused, serve_one).await;
+    listen::run(listener, (CONNECTIONS_MAX, Full::CutOldest), DRAIN, stopping, shutdown, refused, serve_one)
+        .await;
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
@@ -16,6 +16,7 @@ use super::answer::{Answers, Lease};
 use super::deadline::Clock;
 use super::page::Range;
 use super::request;
+use super::share::{Connection, NoRoom, Taken};
 use crate::error::{Error, Happened, Reason, Result, to_status};
 use crate::kv;
 use crate::limits::{CALL_DEADLINE_DEFAULT, CALL_DEADLINE_MAX, MESSAGE_BYTES_MAX, SCAN_MESSAGE_RECORDS};
@@ -30,9 +31,6 @@ const SCAN_PAGES_AHEAD: usize = 1;
 #[derive(Debug)]
 pub(super) struct Service<N> {
     node: Arc<N>,
-    answers: Answers,
-    scans: Arc<Semaphore>,
-    scans_max: usize,
 }
 
 impl<N: Backend> Service<N> {
@@ -49,17 +47,20 @@ impl<N: Backend> Service<N> {
 }
 
 impl<N> Service<N> {
-    /// `answers` counts the pages of scans that are read ahead; `scans_max` bounds how many are open.
-    pub fn new(node: Arc<N>, answers: Answers, scans_max: usize) -> Service<N> {
-        Service { node, answers, scans: Arc::new(Semaphore::new(scans_max)), scans_max }
+    pub fn new(node: Arc<N>) -> Service<N> {
+        Service { node }
     }
+}
 
-    fn scan_permit(&self) -> Result<OwnedSemaphorePermit> {
-        self.scans.clone().try_acquire_owned().map_err(|_| {
-            let message = format!("{} scans are under way, which is the limit", self.scans_max);
-            Error::new(Reason::Overloaded, message)
-        })
-    }
+/// A place among the scans under way.
+fn scan_place(connection: &Connection) -> Result<Taken> {
+    connection.scans.take(1).map_err(|NoRoom { total, own, max }| {
+        let message = format!(
+            "{total} scans are under way, {own} of them of this connection; the limit is {max}, and a \
+             connection may have as many as are left of it"
+        );
+        Error::new(Reason::Overloaded, message)
+    })
 }
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
@@ -128,6 +129,7 @@ impl<N: Backend> Kv for Service<N> {
         // deadline where its client names none, and each page one of its own.
         let deadline = Clock::of(&request).limit(CALL_DEADLINE_MAX, CALL_DEADLINE_MAX).node;
         self.meant(&request).map_err(|error| to_status(&error))?;
+        let connection = Connection::of(&request);
         let request = request.into_inner();
         let scan = || {
             let range = request::range(&request)?;
@@ -138,16 +140,16 @@ impl<N: Backend> Kv for Service<N> {
                 rest: range.resume(&request.page_token)?,
                 range,
                 deadline,
-                answers: self.answers.clone(),
+                answers: connection.answers.clone(),
             })
         };
         let scan: Scan = scan().map_err(|error| to_status(&error))?;
-        let permit = self.scan_permit().map_err(|error| to_status(&error))?;
+        let place = scan_place(&connection).map_err(|error| to_status(&error))?;
         let (pages, stream) = mpsc::channel(SCAN_PAGES_AHEAD);
         let node = self.node.clone();
         // Ends when the range does, when the deadline passes, or when the stream is dropped.
         tokio::spawn(scan.run(node, pages));
-        Ok(Response::new(ScanStream { pages: stream, ended: false, _permit: permit }))
+        Ok(Response::new(ScanStream { pages: stream, ended: false, _place: place }))
     }
 
     async fn batch_write(&self, request: Request<v1::BatchWriteRequest>) -> Answer<v1::BatchWriteResponse> {
@@ -392,7 +394,7 @@ fn scan_late() -> Error {
 pub(super) struct ScanStream {
     pages: mpsc::Receiver<Page>,
     ended: bool,
-    _permit: OwnedSemaphorePermit,
+    _place: Taken,
 }
 
 impl tokio_stream::Stream for ScanStream {

@@ -1,11 +1,12 @@
 //! Accepting connections: bounded in number, told when the server stops, cut off when they don't end.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 /// How long to wait after accepting failed for want of something (file descriptors, memory) that
 /// only time brings back.
@@ -17,12 +18,22 @@ pub(super) async fn stopped(mut stopping: watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stopping| *stopping).await;
 }
 
+/// Which connection ends when there is one over the limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Full {
+    /// The new one: those that are there carry calls.
+    RefuseNew,
+    /// The oldest: requests are short, and who has been there for longest waits, is slow, or is there to keep
+    /// others out. None of them can, but by coming again faster than a request takes.
+    CutOldest,
+}
+
 /// Serves connections until `shutdown`, then waits for the open ones to end, for `drain` at most.
-/// `serve` gets each connection, and a flag that becomes true when it should end. Returns how many
+/// `refused` hears of each that the limit ended. `serve` gets each connection, and a flag that becomes true when it should end. Returns how many
 /// connections were cut off.
 pub(super) async fn run<S, F>(
     listener: TcpListener,
-    connections_max: usize,
+    (connections_max, full): (usize, Full),
     drain: Duration,
     stopping: watch::Sender<bool>,
     shutdown: impl Future<Output = ()>,
@@ -34,6 +45,8 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     let mut connections = JoinSet::new();
+    // By age; those that have ended are among them until their turn comes.
+    let mut oldest: VecDeque<AbortHandle> = VecDeque::new();
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         tokio::select! {
@@ -45,14 +58,22 @@ where
                     while connections.try_join_next().is_some() {}
                     if connections.len() >= connections_max {
                         refused();
-                        drop(stream);
-                        continue;
+                        match full {
+                            Full::RefuseNew => continue,
+                            Full::CutOldest => cut_oldest(&mut oldest),
+                        }
                     }
                     // Answers are written whole; waiting for more to send would only delay them.
                     if let Err(error) = stream.set_nodelay(true) {
                         tracing::debug!(%error, "TCP_NODELAY could not be set");
                     }
-                    connections.spawn(serve(stream, stopping.subscribe()));
+                    let handle = connections.spawn(serve(stream, stopping.subscribe()));
+                    if full == Full::CutOldest {
+                        while oldest.front().is_some_and(AbortHandle::is_finished) {
+                            oldest.pop_front();
+                        }
+                        oldest.push_back(handle);
+                    }
                 }
                 Err(error) if of_the_connection(&error) => {}
                 Err(error) => {
@@ -70,6 +91,14 @@ where
     let cut_off = connections.len();
     connections.shutdown().await;
     cut_off
+}
+
+fn cut_oldest(by_age: &mut VecDeque<AbortHandle>) {
+    while let Some(oldest) = by_age.pop_front() {
+        if !oldest.is_finished() {
+            return oldest.abort();
+        }
+    }
 }
 
 /// Whether an error of `accept` is about the connection that was to be accepted, not the listener.

@@ -16,6 +16,8 @@ mod body;
 mod cluster;
 mod deadline;
 mod debug;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod health;
 mod kv;
 mod listen;
@@ -23,6 +25,7 @@ mod original;
 mod page;
 mod peer;
 mod request;
+mod share;
 
 pub use backend::Backend;
 

@@ -213,7 +213,9 @@ fn operation(key: u64, call: Call) -> Op {
 }
 
 fn outcome(group: GroupId, command: u64, answer: Bytes) -> Answer {
-    let outcomes = kv::decode_outcomes(answer).unwrap().expect("nothing is sealed");
+    let kv::Answer::Outcomes(outcomes) = kv::decode_answer(answer).unwrap() else {
+        unreachable!("nothing is sealed or halted")
+    };
     let acknowledged = |revision| {
         let sim = sim();
         let mut invariants = sim.invariants.borrow_mut();

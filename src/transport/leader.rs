@@ -13,9 +13,9 @@ use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 
 use crate::types::{Epoch, PartitionId};
 
-const LEADER: &str = "rushkv-leader";
-const PARTITION: &str = "rushkv-partition";
-const EPOCH: &str = "rushkv-epoch";
+pub(super) const LEADER: &str = "rushkv-leader";
+pub(super) const PARTITION: &str = "rushkv-partition";
+pub(super) const EPOCH: &str = "rushkv-epoch";
 
 /// In a request: the id of the cluster that it is meant for. An address that one cluster's nodes tell
 /// may be another cluster's seen from elsewhere (behind a tunnel, in a container); the wrong one refuses.

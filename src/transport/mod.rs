@@ -23,6 +23,8 @@
 
 mod attempt;
 mod dial;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod gate;
 mod handshake;
 mod leader;

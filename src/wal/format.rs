@@ -1,6 +1,8 @@
 //! The bytes of a segment: its header, the frame of one batch, and the records in it. Drawn, with the
 //! reasons, in `docs/formats/wal.md`; nothing here touches a file.
 
+use std::fmt;
+
 use bytes::Bytes;
 
 use crate::types::{GroupId, LogId, LogKey, ReplicaId};
@@ -219,7 +221,7 @@ impl<'a> FrameWriter<'a> {
     }
 
     /// Appends a record and returns its offset in the segment.
-    fn record(&mut self, key: LogKey, kind: u8, flags: u8, parts: &[&[u8]]) -> u64 {
+    pub(super) fn record(&mut self, key: LogKey, kind: u8, flags: u8, parts: &[&[u8]]) -> u64 {
         let start = self.out.len();
         let body: usize = parts.iter().map(|part| part.len()).sum();
         let body = u32::try_from(body).expect("entries are bounded far below 4 GiB");
@@ -300,22 +302,39 @@ fn decode_id(bytes: &[u8]) -> LogId {
     LogId { term: u64_at(bytes, 0), index: u64_at(bytes, 8) }
 }
 
+/// Why records were not accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BadRecord {
+    /// A write that did not get to its end leaves this; so does damage.
+    Torn(&'static str),
+    /// Every checksum is right: somebody wrote it so, and it may have been acknowledged.
+    Wrong(&'static str),
+}
+
+impl fmt::Display for BadRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (BadRecord::Torn(found) | BadRecord::Wrong(found)) = self;
+        f.write_str(found)
+    }
+}
+
 /// Reads the record at `offset`, whose bytes open `bytes`: its log, itself, and its length on disk.
 /// The error says what was found.
 pub(super) fn read_record(
     salt: Salt,
     offset: u64,
     bytes: &Bytes,
-) -> Result<(LogKey, Record, usize), &'static str> {
+) -> Result<(LogKey, Record, usize), BadRecord> {
+    use BadRecord::{Torn, Wrong};
     if bytes.len() < RECORD_HEADER_BYTES {
-        return Err("a record header that ends outside its batch");
+        return Err(Torn("a record header that ends outside its batch"));
     }
     let len = RECORD_HEADER_BYTES + u32_at(bytes, 4) as usize;
     if bytes.len() < len {
-        return Err("a record that ends outside its batch");
+        return Err(Torn("a record that ends outside its batch"));
     }
     if u32_at(bytes, 0) != salt.checksum(offset, &bytes[4..len]) {
-        return Err("a record whose checksum does not match");
+        return Err(Torn("a record whose checksum does not match"));
     }
     let key = LogKey { group: GroupId(u32_at(bytes, 12)), replica: ReplicaId(u64_at(bytes, 16)) };
     let (kind, flags) = (bytes[8], bytes[9]);
@@ -333,9 +352,17 @@ pub(super) fn read_record(
             vote: (flags & STATE_VOTE != 0).then(|| body.slice(LOG_ID_BYTES..)),
             purged: (flags & STATE_PURGED != 0).then(|| decode_id(&body)),
         },
-        _ => return Err("a record of a kind this version does not know"),
+        _ => return Err(Wrong("a record of a kind this version does not know")),
     };
-    Ok((key, record, len))
+    match &record {
+        // The next one would have no index.
+        Record::Entry { id, .. } | Record::Purge(id) | Record::State { purged: Some(id), .. }
+            if id.index == u64::MAX =>
+        {
+            Err(Wrong("a record beyond the last index there is"))
+        }
+        _ => Ok((key, record, len)),
+    }
 }
 
 /// The records of a frame, with their offsets; `body` follows the header that stands at `offset`.
@@ -344,7 +371,7 @@ pub(super) fn read_frame(
     offset: u64,
     header: &FrameHeader,
     body: &Bytes,
-) -> Result<Vec<(u64, LogKey, Record)>, &'static str> {
+) -> Result<Vec<(u64, LogKey, Record)>, BadRecord> {
     let mut at = 0;
     let mut records = Vec::new();
     while at < body.len() {
@@ -354,7 +381,7 @@ pub(super) fn read_frame(
         at += len;
     }
     if records.len() != header.records as usize {
-        return Err("a batch with another number of records than its header says");
+        return Err(BadRecord::Wrong("a batch with another number of records than its header says"));
     }
     Ok(records)
 }

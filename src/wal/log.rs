@@ -110,6 +110,13 @@ impl State {
         freed
     }
 
+    /// As a record has it: the newest one counts, whatever those before it said, for it is the only one
+    /// that the ledger keeps.
+    pub(super) fn purge_exactly(&mut self, upto: Option<LogId>) -> usize {
+        self.purged = None;
+        upto.map_or(0, |upto| self.purge(upto))
+    }
+
     pub(super) fn clear(&mut self) -> usize {
         let freed = self.slots.iter().map(Slot::cached_bytes).sum();
         *self = State::default();

@@ -20,6 +20,8 @@
 mod cache;
 mod format;
 pub mod fs;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod ledger;
 mod log;
 mod metrics;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::cache::Cache;
 use super::format::{
-    self, BadHeader, FRAME_ALIGN, FRAME_HEADER_BYTES, FrameHeader, Record, SEGMENT_HEADER_BYTES,
+    self, BadHeader, BadRecord, FRAME_ALIGN, FRAME_HEADER_BYTES, FrameHeader, Record, SEGMENT_HEADER_BYTES,
     SegmentHeader,
 };
 use super::fs::{File, Fs};
@@ -249,7 +249,9 @@ fn scan(
                         end.offset = at;
                         continue;
                     }
-                    Err(problem) => problem,
+                    Err(BadRecord::Torn(problem)) => problem,
+                    // To cut it off as torn would lose what a newer version was thanked for.
+                    Err(BadRecord::Wrong(problem)) => return Err(damaged(path, at, problem)),
                 }
             }
         };
@@ -374,7 +376,7 @@ impl Replay {
                 self.ledger.truncate(key, from);
             }
             Record::Purge(upto) => {
-                freed = state.purge(upto);
+                freed = state.purge_exactly(Some(upto));
                 self.ledger.purge(key, number, upto.index);
             }
             Record::Destroy => {
@@ -386,9 +388,7 @@ impl Replay {
                     freed = state.clear();
                 }
                 state.vote = vote.map(|vote| Bytes::copy_from_slice(&vote));
-                if let Some(purged) = purged {
-                    freed += state.purge(purged);
-                }
+                freed += state.purge_exactly(purged);
                 self.ledger.state(key, number, replaces, state.vote.is_some(), purged.is_some());
             }
         }

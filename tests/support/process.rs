@@ -35,6 +35,7 @@ pub struct Daemon {
     engine: &'static str,
     log: PathBuf,
     env: Vec<(&'static str, String)>,
+    open_files: Option<u32>,
 }
 
 /// What is run: the build under test, or, to measure an optimised one, what RUSHKV_PROGRAM names.
@@ -56,6 +57,7 @@ impl Daemon {
             engine,
             log,
             env: Vec::new(),
+            open_files: None,
         }
     }
 
@@ -139,6 +141,12 @@ impl Daemon {
         self
     }
 
+    /// Lets it have only so many files open at once.
+    pub fn open_files(mut self, most: u32) -> Daemon {
+        self.open_files = Some(most);
+        self
+    }
+
     /// Sets a variable for its next starts, or takes it away.
     pub fn set(&mut self, name: &'static str, value: Option<&str>) {
         self.env.retain(|(known, _)| *known != name);
@@ -150,6 +158,12 @@ impl Daemon {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log).unwrap();
         let program = program();
         let mut command = match &self.namespace {
+            // The shell becomes the program: the process keeps its id.
+            None if let Some(most) = self.open_files => {
+                let mut command = Command::new("sh");
+                command.args(["-c", &format!("ulimit -n {most}; exec \"$0\" \"$@\""), &program]);
+                command
+            }
             None => Command::new(program),
             // It becomes the program: the process keeps its id. `ip netns exec` would copy the mounts, too, and
             // hold what others unmount.

@@ -85,8 +85,12 @@ async fn over_the_bound_reads_are_refused_before_they_begin_and_writes_go_on() {
     kv.put(put("big", vec![1; MIB])).await.unwrap();
     kv.get(get("big")).await.unwrap();
     server.eventually(&HELD, 0.0).await;
-    let idle = stingy(&server, 0).await;
-    let mut calls = gets(&idle, 3);
+    // Each may have as much as is left: two of the four, and one of the other two.
+    let (idle, other) = (stingy(&server, 0).await, stingy(&server, 0).await);
+    let mut calls = gets(&idle, 2);
+    held_at_least(&server, 2 * MIB).await;
+    is(&idle.clone().get(get("big")).await.unwrap_err(), Code::ResourceExhausted, "OVERLOADED", "no");
+    let mut more = gets(&other, 1);
     held_at_least(&server, 3 * MIB).await;
 
     let refused = |status: Status| is(&status, Code::ResourceExhausted, "OVERLOADED", "no");
@@ -105,6 +109,7 @@ async fn over_the_bound_reads_are_refused_before_they_begin_and_writes_go_on() {
     kv.delete(v1::DeleteRequest { key: "k".into(), precondition: None }).await.unwrap();
 
     calls.shutdown().await;
+    more.shutdown().await;
     server.eventually(&HELD, 0.0).await;
     kv.get(get("big")).await.unwrap();
     assert_eq!(server.sample(&CUT), 0.0);

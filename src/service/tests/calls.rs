@@ -10,7 +10,6 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
-use super::super::answer::Answers;
 use super::super::deadline::Clock;
 use super::super::{kv, original};
 use super::{Fake, Options, Server, is, put};
@@ -219,8 +218,7 @@ async fn a_scan_nobody_reads_does_not_read_ahead_far_and_one_dropped_ends() {
 }
 
 fn service(node: &Arc<Fake>) -> kv::Service<Fake> {
-    let held = prometheus::IntGauge::new("held", "In answers.").unwrap();
-    kv::Service::new(node.clone(), Answers::new(held, usize::MAX), 10)
+    kv::Service::new(node.clone())
 }
 
 /// A request as the dispatcher hands it on, whose client waits 50 ms.

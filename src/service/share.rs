@@ -1,0 +1,228 @@
+//! How much one connection may have of what all connections of a port share.
+//!
+//! A limit for all alone would let one client shut every other out: it takes the whole and keeps it. So a
+//! connection may hold only as much as is still free (the dynamic thresholds of Choudhury and Hahne, 1998):
+//! one that wants everything gets half; N of them get 1/(N+1) each, and as much stays free for whoever
+//! comes then.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use prometheus::IntGauge;
+
+use super::answer::{Answers, Lingering};
+use super::grpc::Options;
+use crate::limits::REQUEST_BYTES_MAX;
+
+/// Something of which there is a limited amount.
+#[derive(Debug, Clone)]
+pub(super) struct Pool {
+    total: Arc<AtomicUsize>,
+    max: usize,
+}
+
+/// What one connection holds of a pool.
+#[derive(Debug, Clone)]
+pub(super) struct Share(Arc<Holds>);
+
+#[derive(Debug)]
+struct Holds {
+    pool: Pool,
+    own: AtomicUsize,
+}
+
+/// A part of that; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Taken {
+    share: Share,
+    amount: AtomicUsize,
+}
+
+/// There is no more for this connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NoRoom {
+    /// What all connections hold.
+    pub total: usize,
+    /// What this one does.
+    pub own: usize,
+    pub max: usize,
+}
+
+fn room(own: usize, more: usize, total: usize, max: usize) -> Result<(), NoRoom> {
+    match own.saturating_add(more) <= max.saturating_sub(total) {
+        true => Ok(()),
+        false => Err(NoRoom { total, own, max }),
+    }
+}
+
+impl Pool {
+    pub fn new(max: usize) -> Pool {
+        Pool { total: Arc::default(), max }
+    }
+
+    /// That of a new connection.
+    pub fn share(&self) -> Share {
+        Share(Arc::new(Holds { pool: self.clone(), own: AtomicUsize::new(0) }))
+    }
+}
+
+impl Share {
+    /// Whether there is room for `more`.
+    ///
+    /// # Errors
+    /// This connection holds as much as is left, or would.
+    pub fn room(&self, more: usize) -> Result<(), NoRoom> {
+        let (own, total) = (self.0.own.load(Ordering::Relaxed), self.0.pool.total.load(Ordering::Relaxed));
+        room(own, more, total, self.0.pool.max)
+    }
+
+    /// Takes nothing yet.
+    pub fn nothing(&self) -> Taken {
+        Taken { share: self.clone(), amount: AtomicUsize::new(0) }
+    }
+
+    /// Takes `amount` if there is room for it.
+    ///
+    /// # Errors
+    /// There is not.
+    pub fn take(&self, amount: usize) -> Result<Taken, NoRoom> {
+        let taken = self.nothing();
+        taken.more(amount).map(|()| taken)
+    }
+
+    /// Takes `amount`, whatever there is room for.
+    pub fn take_anyway(&self, amount: usize) -> Taken {
+        let taken = self.nothing();
+        taken.count(amount);
+        taken
+    }
+
+    #[cfg(test)]
+    pub fn total(&self) -> usize {
+        self.0.pool.total.load(Ordering::Relaxed)
+    }
+}
+
+impl Taken {
+    /// Counts `amount` more; what this connection and all of them had before.
+    fn count(&self, amount: usize) -> (usize, usize) {
+        self.amount.fetch_add(amount, Ordering::Relaxed);
+        let own = self.share.0.own.fetch_add(amount, Ordering::Relaxed);
+        (own, self.share.0.pool.total.fetch_add(amount, Ordering::Relaxed))
+    }
+
+    /// Takes more. It counts in any case, until this is dropped: two that fit one by one and not together
+    /// are not both let in.
+    ///
+    /// # Errors
+    /// There was no room for it.
+    pub fn more(&self, amount: usize) -> Result<(), NoRoom> {
+        let (own, total) = self.count(amount);
+        room(own, amount, total, self.share.0.pool.max)
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let amount = *self.amount.get_mut();
+        self.share.0.own.fetch_sub(amount, Ordering::Relaxed);
+        self.share.0.pool.total.fetch_sub(amount, Ordering::Relaxed);
+    }
+}
+
+/// What all connections of a port share.
+#[derive(Debug)]
+pub(super) struct Pools {
+    calls: Pool,
+    requests: Pool,
+    scans: Pool,
+    answers: Pool,
+    answer_bytes: IntGauge,
+}
+
+impl Pools {
+    /// `answer_bytes` tells what answers hold.
+    pub fn new(options: &Options, answer_bytes: IntGauge) -> Pools {
+        Pools {
+            calls: Pool::new(options.calls_max),
+            requests: Pool::new(REQUEST_BYTES_MAX),
+            scans: Pool::new(options.scans_max),
+            answers: Pool::new(options.answer_bytes_max),
+            answer_bytes,
+        }
+    }
+
+    pub fn connection(&self) -> Arc<Connection> {
+        Arc::new(Connection {
+            calls: self.calls.share(),
+            requests: self.requests.share(),
+            scans: self.scans.share(),
+            answers: Answers::new(self.answer_bytes.clone(), self.answers.share()),
+            lingering: Arc::default(),
+        })
+    }
+}
+
+/// What one connection holds. The dispatcher puts it into every request.
+#[derive(Debug)]
+pub(super) struct Connection {
+    /// Calls under way.
+    pub calls: Share,
+    /// Bytes of requests under way.
+    pub requests: Share,
+    pub scans: Share,
+    pub answers: Answers,
+    pub lingering: Arc<Lingering>,
+}
+
+impl Connection {
+    /// The one that a request came over.
+    pub fn of<T>(request: &tonic::Request<T>) -> Arc<Connection> {
+        // The dispatcher puts it into every request; a request made by hand comes alone.
+        request.extensions().get::<Arc<Connection>>().cloned().unwrap_or_else(|| {
+            let answer_bytes = IntGauge::new("answer_bytes", "Gathered by nobody.");
+            let answer_bytes = answer_bytes.expect("the name is a valid one");
+            Pools::new(&Options::default(), answer_bytes).connection()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_gets_half_and_many_leave_as_much_as_each_of_them_has() {
+        for hogs in [1, 2, 9, 99] {
+            let pool = Pool::new(100_000);
+            let hold: Vec<(Share, Taken)> =
+                (0..hogs).map(|_| pool.share()).map(|one| (one.clone(), one.nothing())).collect();
+            let more = |(share, taken): &(Share, Taken)| share.room(10).is_ok() && taken.more(10).is_ok();
+            while hold.iter().filter(|one| more(one)).count() > 0 {}
+            let free = 100_000 - pool.share().total();
+            let fair = 100_000 / (hogs + 1);
+            assert!(free.abs_diff(fair) <= fair / 5 + 20, "{hogs}: {free} are free, {fair} would be fair");
+            // So one that comes now is served.
+            pool.share().take(fair / 2).unwrap();
+            drop(hold);
+            assert_eq!(pool.share().total(), 0);
+        }
+    }
+
+    #[test]
+    fn what_is_refused_counts_until_it_is_dropped() {
+        let share = Pool::new(10).share();
+        let six = share.take(6).unwrap();
+        assert_eq!(share.room(5), Err(NoRoom { total: 6, own: 6, max: 10 }));
+        assert!(share.take(5).is_err());
+        assert_eq!(share.total(), 6);
+        let other = share.0.pool.share();
+        other.take(4).unwrap();
+        let refused = other.nothing();
+        assert_eq!(refused.more(5), Err(NoRoom { total: 6, own: 0, max: 10 }));
+        assert_eq!(share.total(), 11);
+        let anyway = share.take_anyway(100);
+        drop((six, refused, anyway));
+        assert_eq!(share.total(), 0);
+    }
+}

@@ -1,0 +1,121 @@
+//! Clients that ask for much and take nothing: streams by the thousand, requests without an end, answers
+//! that nobody reads.
+
+use std::time::{Duration, Instant};
+
+use rushkv::limits::{ANSWER_BYTES_MAX, REQUEST_BYTES_MAX, STREAMS_PER_CONNECTION_MAX};
+use rushkv::proto::v1::PutRequest;
+use rushkv::proto::v1::kv_client::KvClient;
+
+use crate::http2::*;
+use crate::siege::Siege;
+use crate::{ATTACK, PUT, SCAN};
+
+const MIB: usize = 1024 * 1024;
+
+/// The largest window there is.
+const OPEN_WIDE: u32 = 0x7FFF_FFFF;
+
+fn mib(bytes: usize) -> u64 {
+    (bytes / MIB) as u64
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_without_number() {
+    let mut siege = Siege::start().await;
+    let port = siege.port();
+    let attack = move || {
+        // More than the port lets in altogether, from 40 connections, each with more than it may have.
+        let mut wires: Vec<Wire> = (0..40).map(|_| Wire::open(port)).collect();
+        for wire in &mut wires {
+            for at in 0..STREAMS_PER_CONNECTION_MAX + 100 {
+                if wire.send(&open(2 * at + 1, PUT)).is_err() {
+                    break;
+                }
+            }
+        }
+        std::thread::sleep(ATTACK);
+    };
+    siege.withstands("many streams", 512, attack).await;
+    siege.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_never_end() {
+    let mut siege = Siege::start().await;
+    let port = siege.port();
+    let attack = move || {
+        // 1 MiB of each request is sent, 800 MiB in all; then it is left to its deadline.
+        let mut wires: Vec<Wire> = (0..200).map(|_| Wire::open(port)).collect();
+        let part = vec![0; 16 * 1024];
+        for stream in [1, 3, 5, 7] {
+            for wire in &mut wires {
+                let _ = wire.send(&[open(stream, PUT), frame(DATA, 0, stream, b"\0\0\x3f\xff\xff")].concat());
+                for _ in 0..64 {
+                    if wire.send(&frame(DATA, 0, stream, &part)).is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+        std::thread::sleep(ATTACK);
+    };
+    siege.withstands("endless requests", mib(REQUEST_BYTES_MAX) * 2 + 64, attack).await;
+    siege.stop();
+}
+
+/// Clients that ask for everything there is, many times, and read nothing.
+async fn unread_answers(name: &str, window: u32) {
+    let mut siege = Siege::start().await;
+    let port = siege.port();
+    let mut kv = KvClient::new(siege.daemon.channel());
+    for number in 0..64 {
+        let key = format!("large-{number}").into();
+        kv.put(PutRequest { key, value: vec![7; MIB / 2].into(), precondition: None }).await.unwrap();
+    }
+    let attack = move || {
+        let end = Instant::now() + 2 * ATTACK;
+        let mut wires = Vec::new();
+        // 640 scans of 32 MiB.
+        while wires.len() < 20 && Instant::now() < end {
+            let mut wire = Wire::open_with(port, &[(WINDOW, window)]);
+            let _ = wire.send(&window_update(0, OPEN_WIDE - 65_535));
+            for at in 0..32 {
+                let _ = wire.send(&request(2 * at + 1, SCAN, b"\x0a\x05large"));
+            }
+            wires.push(wire);
+        }
+        std::thread::sleep(end.saturating_duration_since(Instant::now()));
+    };
+    siege.withstands(name, mib(ANSWER_BYTES_MAX) * 3 / 2 + 128, attack).await;
+    siege.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_nobody_reads() {
+    unread_answers("unread answers", OPEN_WIDE).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_behind_a_closed_window() {
+    unread_answers("closed window", 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watchers_that_never_read() {
+    let mut siege = Siege::start().await;
+    let port = siege.port();
+    let attack = move || {
+        let mut wires: Vec<Wire> = (0..20).map(|_| Wire::open_with(port, &[(WINDOW, 0)])).collect();
+        for wire in &mut wires {
+            for at in 0..200 {
+                let path =
+                    ["/rushkv.v1.Cluster/WatchTopology", "/grpc.health.v1.Health/Watch"][at as usize % 2];
+                let _ = wire.send(&request(2 * at + 1, path, b""));
+            }
+        }
+        std::thread::sleep(ATTACK + Duration::from_millis(500));
+    };
+    siege.withstands("unread watches", 96, attack).await;
+    siege.stop();
+}
