@@ -314,8 +314,12 @@ impl Simulation {
                 group.destroy().await.unwrap();
                 sim.invariants.borrow_mut().replica_ids.destroyed(key);
             };
-            let _ = self.ask(node, destroying).await;
-            return;
+            let done = self.ask(node, destroying).await;
+            // Its node may have crashed before, or in the middle of it.
+            let is_begun = || !self.nodes.borrow()[&node].assigned.contains_key(&key.group);
+            if done.is_ok() || is_begun() {
+                return;
+            }
         }
     }
 
