@@ -9,7 +9,7 @@ use rushkv::error::{Happened, Reason, from_status};
 use rushkv::proto::v1::DeleteRequest;
 use rushkv::proto::v1::cluster_client::ClusterClient;
 use rushkv::proto::v1::kv_client::KvClient;
-use rushkv::proto::v1::{ListNodesRequest, LocateKeyRequest};
+use rushkv::proto::v1::{ListNodesRequest, ListPartitionsRequest, LocateKeyRequest, ReplicaRole};
 
 use crate::cluster::{WAIT_MAX, put};
 use crate::faults::ends_by_itself;
@@ -154,11 +154,27 @@ pub async fn wiped(rig: &mut Rig<'_>, node: usize, lost: Lost) {
     rig.cluster.nodes[node].start();
 }
 
-/// After [`wiped`]: waits until it has its copies again.
+/// After [`wiped`]: waits until everything has three voters again. Two members acknowledge on one copy, and before
+/// the next one loses its disk there must be more.
 pub async fn is_whole(rig: &Rig<'_>) {
     let names: Vec<String> = (1..=NODES).map(|number| format!("node{number}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    rig.cluster.settles(0, &names, |replicas| replicas >= 8).await;
+    let started = Instant::now();
+    rig.cluster.settles(0, &names, |_| true).await;
+    let votes = |role| matches!(role, ReplicaRole::Leader | ReplicaRole::Follower);
+    loop {
+        let mut client = ClusterClient::new(rig.cluster.nodes[0].channel());
+        let nodes = client.list_nodes(ListNodesRequest {}).await.unwrap().into_inner().nodes;
+        let told = client.list_partitions(ListPartitionsRequest {}).await.unwrap().into_inner();
+        let partitions =
+            told.partitions.iter().map(|one| one.replicas.iter().filter(|it| votes(it.role())).count());
+        let group0 = nodes.iter().filter(|node| votes(node.group0_role())).count();
+        if partitions.chain([group0]).all(|voters| voters == NODES) {
+            return;
+        }
+        assert!(started.elapsed() < WAIT_MAX, "too few voters: {told:?} {nodes:?}\n{}", rig.cluster.logs());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// A node is away until the others' logs do not reach back to it any more, is killed in the middle of the
