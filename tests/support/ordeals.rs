@@ -9,7 +9,7 @@ use rushkv::error::{Happened, Reason, from_status};
 use rushkv::proto::v1::DeleteRequest;
 use rushkv::proto::v1::cluster_client::ClusterClient;
 use rushkv::proto::v1::kv_client::KvClient;
-use rushkv::proto::v1::{ListNodesRequest, ListPartitionsRequest, LocateKeyRequest, ReplicaRole};
+use rushkv::proto::v1::{ListNodesRequest, ListPartitionsRequest, ReplicaRole};
 
 use crate::cluster::{WAIT_MAX, put};
 use crate::faults::ends_by_itself;
@@ -22,6 +22,10 @@ const BORNE_FOR: Duration = Duration::from_secs(2);
 
 /// Less than this, and a file system has no room for its own needs.
 const FULL_BYTES: u64 = 1 << 20;
+
+/// So many that the others let go what the one that is away lacks: a log is let go at the checkpoints, which are 64 MiB
+/// of log apart, and but 32 MiB of it are kept for one who lags. Two checkpoints, and a little more.
+const BULKS: usize = 144 * 2;
 
 /// All of one partition, as they share what is in braces.
 fn bulk_key(number: usize) -> String {
@@ -184,29 +188,14 @@ pub async fn is_whole(rig: &Rig<'_>) {
 /// A node is away until the others' logs do not reach back to it any more, is killed in the middle of the
 /// snapshot that it gets, and gets it again.
 pub async fn away(rig: &mut Rig<'_>, node: usize) {
-    let (here, name) = ((node + 1) % NODES, rig.cluster.nodes[node].name.clone());
     rig.cluster.nodes[node].kill();
-    let channel = rig.cluster.nodes[here].channel();
-    let started = Instant::now();
-    for number in 0.. {
-        let written = put(&channel, &bulk_key(number % 64), &bulk()).await;
-        assert!(written.is_ok() || started.elapsed() < WAIT_MAX, "{written:?}\n{}", rig.cluster.logs());
-        if number % 8 != 0 {
-            continue;
+    let channel = rig.cluster.nodes[(node + 1) % NODES].channel();
+    for number in 0..BULKS {
+        let started = Instant::now();
+        // Its leader may just have been killed.
+        while let Err(status) = put(&channel, &bulk_key(number % 64), &bulk()).await {
+            assert!(started.elapsed() < WAIT_MAX, "{status}\n{}", rig.cluster.logs());
         }
-        let mut client = ClusterClient::new(channel.clone());
-        let request = LocateKeyRequest { key: bulk_key(0).into() };
-        let led = client.locate_key(request).await.unwrap().into_inner().partition.unwrap();
-        let has = led.replicas.iter().find(|one| one.node == name).map_or(0, |one| one.match_index);
-        let leader = rig.cluster.nodes.iter().find(|one| one.name == led.leader);
-        let purged = match leader {
-            Some(leader) if leader.is_running() => leader.sample("rushkv_raft_purged_index").await,
-            _ => None,
-        };
-        if purged.is_some_and(|purged| purged > has) {
-            break;
-        }
-        assert!(started.elapsed() < WAIT_MAX, "nothing is purged: {led:?}");
     }
 
     let victim = &mut rig.cluster.nodes[node];
