@@ -7,10 +7,16 @@ service was away after it was over.
 
 import collections
 import json
+import re
 import statistics
 import sys
 
 ENGINES = ["fjall", "sled"]
+
+
+def natural(kind):
+    """`5 s` before `15 s`."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", kind)]
 
 
 def main():
@@ -31,7 +37,7 @@ def main():
     )
     print(f"| fault | {' | '.join(ENGINES)} | service back after: median | worst |")
     print("|---|---|---|---|---|")
-    for kind, of in sorted(back.items()):
+    for kind, of in sorted(back.items(), key=lambda item: natural(item[0])):
         times = [time for engine in ENGINES for time in of[engine]]
         counts = " | ".join(str(len(of[engine])) for engine in ENGINES)
         print(f"| {kind} | {counts} | {statistics.median(times) / 1000:.1f} s | {max(times) / 1000:.1f} s |")

@@ -65,9 +65,10 @@ pub enum Fault {
         stall_ms: u64,
         seconds: u64,
     },
-    /// Less room than a node keeps in reserve.
+    /// Less room than a node keeps in reserve: that many quarters of it.
     LowDisk {
         node: usize,
+        quarters: u64,
     },
     /// ENOSPC.
     NoSpace {
@@ -112,7 +113,8 @@ impl Fault {
             Fault::WriteError { .. } => "write error".into(),
             Fault::FsyncError { .. } => "fsync error".into(),
             Fault::SlowDisk { .. } => "slow disk".into(),
-            Fault::LowDisk { .. } => "low disk".into(),
+            Fault::LowDisk { quarters: 2.., .. } => "low disk".into(),
+            Fault::LowDisk { .. } => "very low disk".into(),
             Fault::NoSpace { .. } => "no space".into(),
             Fault::Clock { hours, .. } => format!("clock jump of {hours:+} h"),
             Fault::Wiped { lost: Lost::All, .. } => "wiped data directory".into(),
@@ -133,7 +135,7 @@ impl Fault {
             Fault::PowerLossOfAll,
             Fault::FsyncError { node: 2 },
             Fault::SlowDisk { node: 0, stall_ms: 200, seconds: 3 },
-            Fault::LowDisk { node: 1 },
+            Fault::LowDisk { node: 1, quarters: 1 },
             Fault::NoSpace { node: 2 },
             Fault::Clock { node: 0, hours: 1 },
             Fault::Clock { node: 1, hours: -1 },
@@ -200,7 +202,7 @@ impl Dice {
             32 => Fault::WriteError { node },
             33 => Fault::FsyncError { node },
             34 | 35 => Fault::SlowDisk { node, stall_ms: self.pick(&[20, 200, 2000]), seconds: 5 },
-            36 => Fault::LowDisk { node },
+            36 => Fault::LowDisk { node, quarters: self.pick(&[1, 3]) },
             37 => Fault::NoSpace { node },
             38 => Fault::Clock { node, hours: self.pick(&[1, -1]) },
             39 => Fault::Wiped { node, lost: self.pick(&[Lost::All, Lost::Log, Lost::Engine]) },
@@ -275,7 +277,7 @@ pub async fn strike(fault: Fault, rig: &mut Rig<'_>) -> (String, Instant) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
-        Fault::LowDisk { node } => ordeals::low_disk(rig, node).await,
+        Fault::LowDisk { node, quarters } => ordeals::low_disk(rig, node, quarters).await,
         Fault::NoSpace { node } => ordeals::no_space(rig, node).await,
         Fault::Clock { node, hours } => ordeals::clock_jump(rig, node, hours).await,
         Fault::Wiped { node, lost } => ordeals::wiped(rig, node, lost).await,
@@ -292,6 +294,7 @@ pub async fn mends(fault: Fault, rig: &mut Rig<'_>) {
         Fault::Wiped { .. } => ordeals::is_whole(rig).await,
         Fault::Away { node } => ordeals::has_caught_up(rig, node).await,
         Fault::FlippedBit { node, .. } => bits::bit_is_mended(rig, node).await,
+        Fault::LowDisk { node, .. } => rig.cluster.catches_up(node).await,
         _ => {}
     }
 }

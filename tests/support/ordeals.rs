@@ -9,7 +9,7 @@ use rushkv::error::{Happened, Reason, from_status};
 use rushkv::proto::v1::DeleteRequest;
 use rushkv::proto::v1::cluster_client::ClusterClient;
 use rushkv::proto::v1::kv_client::KvClient;
-use rushkv::proto::v1::{ListNodesRequest, LocateKeyRequest};
+use rushkv::proto::v1::{ListNodesRequest, ListPartitionsRequest, ReplicaRole};
 
 use crate::cluster::{WAIT_MAX, put};
 use crate::faults::ends_by_itself;
@@ -23,6 +23,10 @@ const BORNE_FOR: Duration = Duration::from_secs(2);
 /// Less than this, and a file system has no room for its own needs.
 const FULL_BYTES: u64 = 1 << 20;
 
+/// So many that the others let go what the one that is away lacks: a log is let go at the checkpoints, which are 64 MiB
+/// of log apart, and but 32 MiB of it are kept for one who lags. Two checkpoints, and a little more.
+const BULKS: usize = 144 * 2;
+
 /// All of one partition, as they share what is in braces.
 fn bulk_key(number: usize) -> String {
     format!("{{bulk}}-{number}")
@@ -32,39 +36,48 @@ fn bulk() -> String {
     "x".repeat(512 * 1024)
 }
 
-/// The disk of a node is short of room: what it leads takes no puts, and takes deletes; all else goes on.
-pub async fn low_disk(rig: &Rig<'_>, node: usize) {
+/// The disk of a node is short of room: what it leads takes no puts; and no deletes either, and it takes nothing
+/// from other leaders, if less than half of the reserve is left. All else goes on.
+pub async fn low_disk(rig: &Rig<'_>, node: usize, quarters: u64) {
     let name = &rig.cluster.nodes[node].name;
     let channel = rig.cluster.nodes[node].channel();
-    rig.disks[node].fill((DISK_RESERVE_MIB << 20) / 4 * 3);
+    rig.disks[node].fill((DISK_RESERVE_MIB << 20) / 4 * quarters);
     let started = Instant::now();
-    let key = loop {
-        // Leaders move now and then.
+    // Leaders move now and then: what is asked of one may meet another.
+    loop {
         rig.cluster.leads_something(node).await;
-        let led = rig.led().await;
-        let (key, _) = led.iter().find(|(_, leader)| leader == name).cloned().unwrap_or_default();
-        if !key.is_empty()
-            && let Err(status) = put(&channel, &key, "x").await
-        {
-            let refusal = from_status(&status, Happened::Unknown);
-            if refusal.reason == Reason::DiskFull {
-                assert_eq!(refusal.happened(), Happened::No, "{status}");
-                break key;
+        let (own, others): (Vec<_>, Vec<_>) =
+            rig.led().await.into_iter().partition(|(_, leader)| leader == name);
+        let mut wrong = Vec::new();
+        for (key, _) in &own {
+            let written = put(&channel, key, "x").await;
+            let delete = DeleteRequest { key: key.clone().into(), precondition: None };
+            let deleted = KvClient::new(channel.clone()).delete(delete).await.map(drop);
+            let is_right =
+                if quarters >= 2 { deleted.is_ok() } else { deleted.as_ref().is_err_and(is_refused) };
+            if !written.as_ref().is_err_and(is_refused) || !is_right {
+                wrong.push(format!("{key}, which it leads: {written:?}, {deleted:?}"));
             }
         }
-        assert!(started.elapsed() < WAIT_MAX, "puts are not refused\n{}", rig.cluster.logs());
+        for (key, leader) in &others {
+            if let Err(status) = put(&channel, key, "x").await {
+                wrong.push(format!("{key} of {leader}: {status}"));
+            }
+        }
+        if wrong.is_empty() && !own.is_empty() {
+            break;
+        }
+        assert!(started.elapsed() < WAIT_MAX, "{wrong:?}\n{}", rig.cluster.logs());
         tokio::time::sleep(Duration::from_millis(20)).await;
-    };
-    let delete = DeleteRequest { key: key.clone().into(), precondition: None };
-    let deleted = KvClient::new(channel.clone()).delete(delete).await;
-    assert!(deleted.is_ok(), "{deleted:?}\n{}", rig.cluster.logs());
-    let others = rig.led().await.into_iter().filter(|(_, leader)| leader != name);
-    for (key, leader) in others {
-        let written = put(&channel, &key, "x").await;
-        assert!(written.is_ok(), "{key} of {leader}: {written:?}\n{}", rig.cluster.logs());
     }
     tokio::time::sleep(BORNE_FOR).await;
     rig.disks[node].make_room();
+}
+
+/// For want of room, and surely.
+fn is_refused(status: &tonic::Status) -> bool {
+    let refusal = from_status(status, Happened::Unknown);
+    refusal.reason == Reason::DiskFull && refusal.happened() == Happened::No
 }
 
 /// A node that keeps nothing in reserve runs out of room: it ends, and goes on once there is room.
@@ -153,39 +166,40 @@ pub async fn replaced(rig: &mut Rig<'_>, node: usize) {
     rig.cluster.nodes[node].start();
 }
 
-/// After [`wiped`]: waits until it has its copies again.
+/// After [`wiped`]: waits until everything has three voters again. Two members acknowledge on one copy, and before
+/// the next one loses its disk there must be more.
 pub async fn is_whole(rig: &Rig<'_>) {
     let names: Vec<String> = (1..=NODES).map(|number| format!("node{number}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    rig.cluster.settles(0, &names, |replicas| replicas >= 8).await;
+    let started = Instant::now();
+    rig.cluster.settles(0, &names, |_| true).await;
+    let votes = |role| matches!(role, ReplicaRole::Leader | ReplicaRole::Follower);
+    loop {
+        let mut client = ClusterClient::new(rig.cluster.nodes[0].channel());
+        let nodes = client.list_nodes(ListNodesRequest {}).await.unwrap().into_inner().nodes;
+        let told = client.list_partitions(ListPartitionsRequest {}).await.unwrap().into_inner();
+        let partitions =
+            told.partitions.iter().map(|one| one.replicas.iter().filter(|it| votes(it.role())).count());
+        let group0 = nodes.iter().filter(|node| votes(node.group0_role())).count();
+        if partitions.chain([group0]).all(|voters| voters == NODES) {
+            return;
+        }
+        assert!(started.elapsed() < WAIT_MAX, "too few voters: {told:?} {nodes:?}\n{}", rig.cluster.logs());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// A node is away until the others' logs do not reach back to it any more, is killed in the middle of the
 /// snapshot that it gets, and gets it again.
 pub async fn away(rig: &mut Rig<'_>, node: usize) {
-    let (here, name) = ((node + 1) % NODES, rig.cluster.nodes[node].name.clone());
     rig.cluster.nodes[node].kill();
-    let channel = rig.cluster.nodes[here].channel();
-    let started = Instant::now();
-    for number in 0.. {
-        let written = put(&channel, &bulk_key(number % 64), &bulk()).await;
-        assert!(written.is_ok() || started.elapsed() < WAIT_MAX, "{written:?}\n{}", rig.cluster.logs());
-        if number % 8 != 0 {
-            continue;
+    let channel = rig.cluster.nodes[(node + 1) % NODES].channel();
+    for number in 0..BULKS {
+        let started = Instant::now();
+        // Its leader may just have been killed.
+        while let Err(status) = put(&channel, &bulk_key(number % 64), &bulk()).await {
+            assert!(started.elapsed() < WAIT_MAX, "{status}\n{}", rig.cluster.logs());
         }
-        let mut client = ClusterClient::new(channel.clone());
-        let request = LocateKeyRequest { key: bulk_key(0).into() };
-        let led = client.locate_key(request).await.unwrap().into_inner().partition.unwrap();
-        let has = led.replicas.iter().find(|one| one.node == name).map_or(0, |one| one.match_index);
-        let leader = rig.cluster.nodes.iter().find(|one| one.name == led.leader);
-        let purged = match leader {
-            Some(leader) if leader.is_running() => leader.sample("rushkv_raft_purged_index").await,
-            _ => None,
-        };
-        if purged.is_some_and(|purged| purged > has) {
-            break;
-        }
-        assert!(started.elapsed() < WAIT_MAX, "nothing is purged: {led:?}");
     }
 
     let victim = &mut rig.cluster.nodes[node];
