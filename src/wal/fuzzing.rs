@@ -244,6 +244,15 @@ mod tests {
         assert!(run(&[vec![2], record(4, 0, &id(5)), record(4, 0, &id(3))].concat()));
     }
 
+    /// Found by fuzzing: the ledger still had the entries that such a point takes away, and what came after
+    /// them was a gap, which ended the process.
+    #[test]
+    fn a_state_purges_beyond_the_last_entry() {
+        let (purged, entry) = (record(6, 4, &id(5)), |index| record(1, 0, &id(index)));
+        assert!(run(&[vec![0], entry(1), entry(2), purged.clone(), entry(6)].concat()));
+        assert!(!run(&[vec![0], entry(1), entry(2), purged, entry(9)].concat()));
+    }
+
     /// A batch whose checksums are right was written so, and perhaps acknowledged: it is refused, also where
     /// a torn one would be cut off.
     #[test]

@@ -151,13 +151,23 @@ impl Ledger {
 
     /// Vote and purge point, where there are any, were written again; with `replaces` nothing before
     /// counts.
-    pub(super) fn state(&mut self, key: LogKey, segment: u64, replaces: bool, vote: bool, purged: bool) {
+    pub(super) fn state(
+        &mut self,
+        key: LogKey,
+        segment: u64,
+        replaces: bool,
+        vote: bool,
+        purged: Option<u64>,
+    ) {
         self.change(key, |account, total| {
             if replaces {
                 account.keep(1, 0, total);
             }
             account.vote = vote.then_some(segment);
-            account.purge = purged.then_some(segment);
+            account.purge = purged.map(|_| segment);
+            if let Some(upto) = purged {
+                account.keep(upto + 1, u64::MAX, total);
+            }
         });
     }
 }

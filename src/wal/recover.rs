@@ -389,7 +389,7 @@ impl Replay {
                 }
                 state.vote = vote.map(|vote| Bytes::copy_from_slice(&vote));
                 freed += state.purge_exactly(purged);
-                self.ledger.state(key, number, replaces, state.vote.is_some(), purged.is_some());
+                self.ledger.state(key, number, replaces, state.vote.is_some(), purged.map(|id| id.index));
             }
         }
         self.cache.bytes().fetch_sub(freed, std::sync::atomic::Ordering::Relaxed);

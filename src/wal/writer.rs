@@ -391,7 +391,7 @@ fn encode(
         Change::Copy { vote, purged, entries } => {
             let replaces = entries.is_some();
             frame.state(key, replaces, vote.as_deref(), *purged);
-            ledger.state(key, segment, replaces, vote.is_some(), purged.is_some());
+            ledger.state(key, segment, replaces, vote.is_some(), purged.map(|id| id.index));
             let read = || read_entries(key, entries.clone().unwrap_or_default());
             for entry in shared.pulse().in_disk(read)? {
                 append(frame, ledger, entry.id, &entry.payload);
