@@ -56,6 +56,66 @@ const HOMES: &[(&str, &[&str])] = &[
     ("rand_core", &["runtime.rs"]),
 ];
 
+/// What a simulation owns: code that it runs reaches none of this but through a seam.
+const OWNED: &[&str] = &[
+    "std::time::Instant",
+    "std::time::{Duration, Instant}",
+    "SystemTime",
+    "tokio::spawn",
+    "tokio::task::spawn",
+    "thread::",
+    "std::fs",
+    "fs::File",
+    "std::net",
+    "tokio::net",
+    "tokio::fs",
+    "env::var",
+    "getrandom",
+    "rand::",
+    "RandomState",
+];
+
+/// Layers that `src/simulation/` runs as they are, and the files in them that may reach for the machine.
+const SIMULATED: &[(&str, &[(&str, &str)])] = &[
+    (
+        "wal",
+        &[
+            ("wal/fs.rs", "the machine's side of the disk's seam"),
+            ("wal/mod.rs", "starts the writer's thread, which is a task in the simulation"),
+            ("wal/writer.rs", "says that its thread panicked"),
+        ],
+    ),
+    ("raft", &[]),
+    ("kv", &[]),
+    ("meta", &[]),
+    ("placement", &[]),
+    ("codec", &[]),
+    ("types", &[]),
+    ("limits", &[]),
+    ("runtime", &[("runtime.rs", "the seam of tasks and random numbers itself")]),
+];
+
+/// Layers that it does not run, and why.
+const NOT_SIMULATED: &[(&str, &str)] = &[
+    ("fuzzing", "decoders alone, on bytes alone"),
+    ("storage", "engines on files and threads of their own: a simulated engine stands in"),
+    ("disk", "the machine's side of a seam"),
+    ("crash_point", "ends the process: a simulated node ends otherwise"),
+    ("error", "what callers are told on the wire"),
+    ("proto", "what callers are told on the wire"),
+    ("metrics", "only counted, never read back"),
+    ("history", "measures real clients; its check is pure, and used"),
+    ("transport", "sockets: a simulated carrier stands in"),
+    ("node", "reads files and dials peers; its decisions are pure"),
+    ("simulation", "owns what the others must not reach for"),
+    ("service", "HTTP/2"),
+    ("client", "HTTP/2"),
+    ("config", "a program"),
+    ("cli", "a program"),
+    ("ctl", "a program"),
+    ("daemon", "a program"),
+];
+
 /// Longest file, in lines: past it a file has usually more than one subject.
 const LINES_MAX: usize = 700;
 
@@ -178,8 +238,60 @@ fn dependencies_stay_at_home() {
     assert!(wrong.is_empty(), "a dependency is used outside its home:\n{}", wrong.join("\n"));
 }
 
+/// What is built for tests only, by the names of files and modules.
+fn without_tests(source: &Source) -> &str {
+    let is_test = |part: &str| part == "tests" || part == "testing" || part.ends_with("_tests");
+    if source.path.trim_end_matches(".rs").split('/').any(is_test) || source.path == "raft/cluster.rs" {
+        return "";
+    }
+    source.code.split("#[cfg(test)]\nmod tests {").next().unwrap()
+}
+
+/// What of the machine `code` reaches for.
+fn reaches(code: &str) -> Vec<&'static str> {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let stands = |at: usize| !code[..at].ends_with(is_word);
+    let mut found: Vec<&str> =
+        (OWNED.iter().copied()).filter(|owned| code.match_indices(owned).any(|(at, _)| stands(at))).collect();
+    // Without it, tokio asks its branches in a random order.
+    let is_random = |(at, _): (usize, &str)| {
+        !code[at..].trim_start_matches("select! {").trim_start().starts_with("biased;")
+    };
+    if code.match_indices("select! {").any(is_random) {
+        found.push("select! without biased;");
+    }
+    found
+}
+
+#[test]
+fn a_simulation_owns_what_it_runs() {
+    for layer in LAYERS.iter().copied().flatten() {
+        let is_simulated = SIMULATED.iter().any(|(name, _)| name == layer);
+        let is_not = NOT_SIMULATED.iter().any(|(name, _)| name == layer);
+        assert!(is_simulated != is_not, "{layer}: say whether src/simulation/ runs it, and why not");
+    }
+    let mut wrong = Vec::new();
+    for source in sources() {
+        let Some((_, may)) = SIMULATED.iter().find(|(name, _)| *name == source.module) else { continue };
+        if may.iter().any(|(path, _)| *path == source.path) {
+            continue;
+        }
+        for found in reaches(without_tests(&source)) {
+            wrong.push(format!("{}: {found}", source.path));
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "only through a seam (docs/decisions/0016-simulation.md):\n{}",
+        wrong.join("\n")
+    );
+}
+
 #[test]
 fn the_checks_would_notice() {
+    assert_eq!(reaches("tokio::spawn(x); std::time::Instant::now()"), ["std::time::Instant", "tokio::spawn"]);
+    assert_eq!(reaches("select! {\n  a = b => c }"), ["select! without biased;"]);
+    assert_eq!(reaches("select! {\n  biased;\n a = b => c }; runtime::spawn(x); operand::new()"), [""; 0]);
     assert_eq!(imports("use crate::{kv::{Op, Outcome}, raft};"), ["kv", "raft"]);
     assert_eq!(imports("use crate::node::Node; crate::wal::Wal::open()"), ["node", "wal"]);
     assert_eq!(imports("mycrate::x"), Vec::<String>::new());

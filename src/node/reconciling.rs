@@ -39,7 +39,7 @@ const ASK_WITHIN: Duration = Duration::from_secs(1);
 
 /// What is remembered from look to look.
 #[derive(Debug, Default)]
-struct Memory {
+pub(crate) struct Memory {
     /// Each led group's term and commit index at the last look: who has that much is complete, though
     /// writes go on meanwhile.
     commits: HashMap<GroupId, (u64, u64)>,
@@ -109,7 +109,7 @@ pub(super) async fn run(node: Weak<Node>) {
 
 impl Memory {
     /// What this group needs next, if this node leads it.
-    fn look<M: Machine>(
+    pub(crate) fn look<M: Machine>(
         &mut self,
         group: &Group<M>,
         state: &meta::State,
@@ -158,7 +158,7 @@ impl Memory {
     }
 
     /// Whether it is time to ask a group's leader about a replica; notes that it is asked.
-    fn is_due(&mut self, key: LogKey) -> bool {
+    pub(crate) fn is_due(&mut self, key: LogKey) -> bool {
         let is_due = self.asked.get(&key).is_none_or(|last| last.elapsed() >= ASK_PAUSE);
         if is_due {
             self.asked.insert(key, Instant::now());
@@ -167,7 +167,7 @@ impl Memory {
     }
 
     /// A replica of this node, as [`replicas_to_close`] looks at it.
-    fn present(&mut self, partition: PartitionId, group: &Group<crate::kv::Machine>) -> Present {
+    pub(crate) fn present<M: Machine>(&mut self, partition: PartitionId, group: &Group<M>) -> Present {
         let (key, status) = (group.key(), group.status());
         let committed = status.membership_committed && status.membership.is_some();
         let members: Vec<ReplicaId> = status.voters.iter().chain(&status.learners).copied().collect();

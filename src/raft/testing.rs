@@ -6,15 +6,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::codec::encode_entry;
+use super::codec::{decode_vote, encode_entry};
 use super::group::Group;
 use super::machine::{Machine, Txn};
-use super::message::Request;
+use super::message::{Request, decode_vote_answer};
 use super::retention::Retention;
 use super::space::{Space, SpaceId};
 use super::types::log_id;
 use crate::storage::{self, Batch, Engine, Kind, Order};
 use crate::types::{LogId, ReplicaId};
+use crate::wal;
 
 /// What a message says of its sender, if only leaders send it.
 #[derive(Debug)]
@@ -31,6 +32,19 @@ pub fn claim(from: ReplicaId, message: Bytes) -> Option<Claim> {
     let entries = append.entries.into_iter().map(encode_entry).map(|entry| (entry.id, entry.payload));
     let previous = append.prev_log_id.as_ref().map(log_id);
     Some(Claim { term: append.vote.leader_id.term, previous, entries: entries.collect() })
+}
+
+/// The term in which a replica says that the candidate `from` has its vote; `None`: it does not, or was not asked.
+pub fn granted(from: ReplicaId, request: Bytes, answer: Bytes) -> Option<u64> {
+    let Ok(Request::Vote(vote)) = Request::decode(from, request) else { return None };
+    let answer = decode_vote_answer(answer).ok()?;
+    answer.vote_granted.then_some(vote.vote.leader_id.term)
+}
+
+/// The term of the vote that a log holds; 0 if it holds none.
+pub fn voted_term(log: &wal::Log) -> u64 {
+    let vote = log.vote().map(|vote| decode_vote(vote).expect("it was written by us"));
+    vote.map_or(0, |vote| vote.leader_id.term)
 }
 
 /// Sets how many bytes of a group's log stay after a checkpoint: at least, for one that lags, and for one that

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::dice::Dice;
 use super::trace::{Event, hash_of};
-use super::{GROUPS, sim};
+use super::{PARTITIONS, sim};
 use crate::history::{Answer, Call, Condition, Operation};
 use crate::kv::{self, Op, Outcome, Precondition};
 use crate::raft::{ProposeError, ReadError};
@@ -44,7 +44,7 @@ pub(super) struct Client {
 }
 
 fn group_of(key: u64) -> GroupId {
-    GroupId(1 + (key % u64::from(GROUPS)) as u32)
+    GroupId(1 + (key % u64::from(PARTITIONS)) as u32)
 }
 
 impl Client {

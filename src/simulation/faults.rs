@@ -6,7 +6,7 @@ use futures_util::FutureExt as _;
 use tokio::time::{Instant, sleep};
 
 use super::dice::Dice;
-use super::sim;
+use super::{Ambush, sim};
 use crate::types::NodeId;
 
 /// Makes faults until `end`, one after another; some last into the next one.
@@ -22,7 +22,16 @@ pub(super) async fn run(dice: Dice, end: Instant) {
         let lasts = dice.ms(50, 4000);
         sim().faults.set(sim().faults.get() + 1);
         match dice.below(100) {
-            0..30 => crash(&dice, leader_or(&dice, node), dice.chance(70), lasts),
+            0..18 => crash(&dice, leader_or(&dice, node), dice.chance(70), lasts),
+            18..30 => {
+                let what = [Ambush::Vote, Ambush::Vote, Ambush::Entries, Ambush::Append, Ambush::Snapshot];
+                let what = *dice.pick(&what);
+                sim().ambush.set(Some(what));
+                if what == Ambush::Vote {
+                    // Somebody has to be elected.
+                    crash(&dice, leader_or(&dice, node), true, dice.ms(1000, 3000));
+                }
+            }
             30..38 => {
                 let power_loss = dice.chance(70);
                 for node in nodes {
@@ -100,6 +109,14 @@ fn crash(dice: &Dice, node: NodeId, power_loss: bool, down: Duration) {
     let what = if power_loss { "loses power" } else { "is killed" };
     sim().tell(format!("{node} {what}, for {down:?}"));
     sim().crash(node, power_loss);
+    later(down, move || sim().start(node));
+}
+
+/// A node did what was waited for. It is back soon.
+pub(super) fn ambushed(node: NodeId) {
+    sim().tell(format!("{node} is ambushed"));
+    sim().crash(node, true);
+    let down = sim().disk_dice.ms(5, 300);
     later(down, move || sim().start(node));
 }
 

@@ -1,13 +1,14 @@
 //! A whole cluster on one thread, whose time, randomness, disks, tasks and network belong to a seed.
 //!
-//! The production code of `raft/`, `wal/` and `kv/` runs on several nodes; what surrounds it is simulated.
+//! The production code of `raft/`, `wal/`, `kv/` and `meta/`, and the decisions of `node/`, run on several nodes;
+//! what surrounds them is simulated.
 //! The same seed gives the same run, event for event. `docs/decisions/0016-simulation.md` says how, and
 //! what it does not show.
 //!
 //! ```text
 //! clients ── ask ──▶ node: Group ── Links ──▶ network ──▶ Group of another node
 //!                      │  wal, store                    faults: crash, power loss, cut, stall, slow
-//!                    disk, engine                       operator: moves copies
+//!                    disk, engine                       operator: join, leave
 //! every message, apply, acknowledgement ──▶ invariants          calls and answers ──▶ history
 //! ```
 
@@ -17,10 +18,12 @@ mod disk;
 mod engine;
 mod executor;
 mod faults;
+mod follow;
 mod invariants;
 mod network;
 mod node;
 mod operator;
+mod reconcile;
 mod tests;
 mod trace;
 mod watched;
@@ -34,29 +37,29 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, LocalBoxFuture, join_all};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use self::client::Client;
 use self::dice::Dice;
 use self::executor::Executor;
 use self::invariants::Invariants;
 use self::network::Network;
-use self::node::Node;
+use self::node::{Data, Meta, Node, Running};
 use self::trace::{Event, Trace, hash_of};
 use crate::history::{self, Operation};
 use crate::raft::{self, Class, Role, Route, Space};
 use crate::runtime::{self, Planted};
-use crate::types::{GroupId, LogKey, NodeId, ReplicaId};
+use crate::types::{GroupId, LogKey, NodeId, PartitionId};
 
-const NODES: u32 = 5;
-const GROUPS: u32 = 2;
+const FOUNDERS: u32 = 4;
+const PARTITIONS: u32 = 2;
 const REPLICAS: u32 = 3;
 const CLIENTS: u32 = 5;
 const CALLS: u64 = 1000;
 const LASTS: Duration = Duration::from_secs(60);
 
-/// After the last fault, everything must have been applied everywhere within this.
-const CONVERGES_WITHIN: Duration = Duration::from_secs(20);
+/// After the last fault, everybody must be where group 0 wants them, and have applied everything, within this.
+const CONVERGES_WITHIN: Duration = Duration::from_secs(60);
 
 /// For each key's search: far more than any history of this length takes.
 const SEARCH_BUDGET: u64 = 20_000_000;
@@ -73,8 +76,12 @@ struct Simulation {
     /// What openraft draws.
     raft_dice: Dice,
     planted: Option<Planted>,
+    ambush: Cell<Option<Ambush>>,
     faults: Cell<u64>,
+    /// Of members.
     changes: Cell<u64>,
+    /// Of memberships of groups.
+    steps: Cell<u64>,
     snapshots: Cell<u64>,
     began: Instant,
 }
@@ -105,6 +112,19 @@ impl runtime::World for Seam {
     }
 }
 
+/// What a node does when a fault waits for it: it crashes at that moment, before any fsync returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ambush {
+    /// Gives its vote.
+    Vote,
+    /// Sends entries.
+    Entries,
+    /// Answers entries.
+    Append,
+    /// Answers a part of a snapshot.
+    Snapshot,
+}
+
 /// What a seed came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Ended {
@@ -114,6 +134,7 @@ struct Ended {
     unknown: usize,
     faults: u64,
     changes: u64,
+    steps: u64,
     leaders: usize,
     snapshots: u64,
     /// Pairs of replicas whose records were compared after the same entry.
@@ -141,8 +162,10 @@ fn run(seed: u64, planted: Option<Planted>, loud: bool) -> Ended {
         disk_dice: Dice::new(seed, "disk"),
         raft_dice: Dice::new(seed, "raft"),
         planted,
+        ambush: Cell::new(None),
         faults: Cell::new(0),
         changes: Cell::new(0),
+        steps: Cell::new(0),
         snapshots: Cell::new(0),
         began,
     });
@@ -185,36 +208,21 @@ async fn play(seed: u64) -> Ended {
     let sim = sim();
     // sled's way of recovering, or fjall's.
     let recovers_prefix = dice.chance(50);
-    for number in 1..=NODES {
-        sim.nodes.borrow_mut().insert(NodeId(number), Node::new(NodeId(number), recovers_prefix));
-    }
-    for group in (1..=GROUPS).map(GroupId) {
-        for number in 0..REPLICAS {
-            let node = NodeId((group.0 + number) % NODES + 1);
-            let replica = ReplicaId::new(node, 1);
-            sim.nodes.borrow_mut().get_mut(&node).unwrap().assigned.insert(group, replica);
-        }
-    }
-    for number in 1..=NODES {
-        sim.start(NodeId(number));
+    for number in (1..=FOUNDERS).map(NodeId) {
+        sim.nodes.borrow_mut().insert(number, Node::new(number, recovers_prefix));
+        sim.start(number);
     }
     sleep(Duration::from_millis(200)).await;
-    for group in (1..=GROUPS).map(GroupId) {
-        sim.initialize(group).await;
-    }
+    operator::found().await;
     let end = Instant::now() + LASTS;
     sim.beside(faults::run(Dice::new(seed, "faults"), end - Duration::from_secs(5)));
-    for group in (1..=GROUPS).map(GroupId) {
-        let dice = Dice::new(seed ^ u64::from(group.0) << 32, "operator");
-        let moves = if group.0 == 1 { 2 } else { 1 };
-        sim.beside(operator::run(dice, group, moves));
-    }
+    sim.beside(operator::run(Dice::new(seed, "operator"), recovers_prefix));
     let clients = (1..=CLIENTS).map(|number| {
         let client = Client::new(number, Dice::new(seed ^ u64::from(number) << 40, "client"));
         client.run(CALLS / u64::from(CLIENTS), end)
     });
     join_all(clients).await;
-    tokio::time::sleep_until(end).await;
+    sleep_until(end).await;
     faults::heal();
     sim.converge().await;
     Client::new(CLIENTS + 1, Dice::new(seed, "reader")).read_all().await;
@@ -271,18 +279,6 @@ impl Simulation {
         self.nodes.borrow().get(&route.to.node())?.receive(route, class, message)
     }
 
-    async fn initialize(&self, group: GroupId) {
-        let (first, voters) = {
-            let nodes = self.nodes.borrow();
-            let voters: Vec<ReplicaId> =
-                nodes.values().filter_map(|node| node.assigned.get(&group).copied()).collect();
-            let first = nodes[&voters[0].node()].running.as_ref().unwrap().groups[&group].clone();
-            (first, voters)
-        };
-        let node = first.key().replica.node();
-        self.ask(node, async move { first.initialize(&voters).await.unwrap() }).await.unwrap();
-    }
-
     /// A node that leads something.
     fn a_leader(&self) -> Option<NodeId> {
         let nodes = self.nodes.borrow();
@@ -292,70 +288,95 @@ impl Simulation {
         led.next().map(|group| group.key().replica.node())
     }
 
-    /// Destroys a replica that its group has excluded; its node may be down.
-    async fn retire(&self, key: LogKey) {
-        let node = key.replica.node();
+    /// Does something to a node that runs.
+    fn running(&self, id: NodeId, work: impl FnOnce(&mut Running)) {
+        if let Some(running) = self.nodes.borrow_mut().get_mut(&id).and_then(|node| node.running.as_mut()) {
+            work(running);
+        }
+    }
+
+    fn members(&self) -> Vec<NodeId> {
+        let nodes = self.nodes.borrow();
+        nodes.iter().filter(|(_, node)| node.is_member).map(|(id, _)| *id).collect()
+    }
+
+    fn meta(&self, id: NodeId) -> Option<Meta> {
+        self.nodes.borrow().get(&id)?.running.as_ref()?.meta.clone()
+    }
+
+    /// The partitions' replicas on a node.
+    fn held(&self, id: NodeId) -> Vec<(PartitionId, Data)> {
+        let nodes = self.nodes.borrow();
+        let Some(running) = nodes.get(&id).and_then(|node| node.running.as_ref()) else { return Vec::new() };
+        running.groups.iter().map(|(group, held)| (PartitionId(group.0 - 1), held.clone())).collect()
+    }
+
+    /// Whether that replica is one of a node that runs, and is not about to be destroyed.
+    fn holds(&self, id: NodeId, key: LogKey) -> bool {
+        match key.group {
+            GroupId::META => self.meta(id).is_some(),
+            _ => self.held(id).iter().any(|(_, group)| group.key() == key),
+        }
+    }
+
+    /// A step towards what group 0 wants.
+    fn step(&self, what: String, is_taken: bool) {
+        self.tell(what);
+        self.steps.set(self.steps.get() + u64::from(is_taken));
+    }
+
+    /// Waits until everybody is where group 0 wants them, and has applied everything.
+    async fn converge(&self) {
+        let deadline = Instant::now() + CONVERGES_WITHIN;
         loop {
-            let found = {
-                let nodes = self.nodes.borrow();
-                let running = nodes[&node].running.as_ref();
-                running.and_then(|running| running.groups.get(&key.group).cloned())
-            };
-            let Some(group) = found else {
-                sleep(Duration::from_millis(100)).await;
-                continue;
-            };
-            let destroying = async move {
-                let sim = sim();
-                if let Some(node) = sim.nodes.borrow_mut().get_mut(&node) {
-                    node.assigned.remove(&key.group);
-                    node.running.as_mut().and_then(|running| running.groups.remove(&key.group));
-                }
-                group.destroy().await.unwrap();
-                sim.invariants.borrow_mut().replica_ids.destroyed(key);
-            };
-            let done = self.ask(node, destroying).await;
-            // Its node may have crashed before, or in the middle of it.
-            let is_begun = || !self.nodes.borrow()[&node].assigned.contains_key(&key.group);
-            if done.is_ok() || is_begun() {
-                return;
+            sleep(Duration::from_millis(100)).await;
+            match self.unrest() {
+                None => return,
+                Some(why) => assert!(Instant::now() < deadline, "it does not come to rest: {why}"),
             }
         }
     }
 
-    /// Waits until all replicas of each group have applied the same.
-    async fn converge(&self) {
-        let deadline = Instant::now() + CONVERGES_WITHIN;
-        loop {
-            sleep(Duration::from_millis(50)).await;
-            let statuses: BTreeMap<LogKey, raft::Status> = {
-                let nodes = self.nodes.borrow();
-                let running = nodes.values().filter_map(|node| node.running.as_ref());
-                running.flat_map(|it| it.groups.values()).map(|it| (it.key(), it.status())).collect()
-            };
-            let wanted: usize = self.nodes.borrow().values().map(|node| node.assigned.len()).sum();
-            let is_even = (1..=GROUPS).map(GroupId).all(|group| {
-                let of_group = || statuses.iter().filter(|(key, _)| key.group == group).map(|(_, it)| it);
-                let first = of_group().next();
-                let leads = of_group().any(|it| it.role == Role::Leader && it.quorum_acked.is_some());
-                leads
-                    && first.is_some_and(|first| {
-                        of_group().all(|it| {
-                            it.applied == first.applied
-                                && Some(it.last_index) == it.applied.map(|it| it.index)
-                        })
-                    })
-            });
-            if is_even && statuses.len() == wanted {
-                let invariants = self.invariants.borrow();
-                for (key, status) in &statuses {
-                    let applied = status.applied.map_or(0, |applied| applied.index);
-                    invariants.acknowledged.reached(key.group, key.replica, applied);
-                }
-                return;
+    /// What is not as it should be.
+    fn unrest(&self) -> Option<String> {
+        let mut statuses: BTreeMap<LogKey, raft::Status> = BTreeMap::new();
+        let mut state = None;
+        for node in self.members() {
+            let Some(meta) = self.meta(node) else { return Some(format!("{node} does not run")) };
+            let status = meta.group.status();
+            if status.role == Role::Leader {
+                state = Some(meta.state.borrow().clone());
             }
-            assert!(Instant::now() < deadline, "it does not come to rest: {wanted} replicas, {statuses:#?}");
+            statuses.insert(meta.group.key(), status);
+            statuses.extend(self.held(node).iter().map(|(_, group)| (group.key(), group.status())));
         }
+        let Some(state) = state else { return Some(format!("nobody leads group 0: {statuses:#?}")) };
+        if self.changes.get() < 2 {
+            return Some(format!("the operator is not done: {state:#?}"));
+        }
+        for group in (0..=PARTITIONS).map(GroupId) {
+            let desired = state.desired(group)?;
+            let mut wanted: Vec<_> = desired.voters.iter().chain(&desired.learners).copied().collect();
+            wanted.sort_unstable();
+            let of_group: Vec<_> = statuses.iter().filter(|(key, _)| key.group == group).collect();
+            let there: Vec<_> = of_group.iter().map(|(key, _)| key.replica).collect();
+            if there != wanted {
+                return Some(format!("{group} is on {there:?}, not on {wanted:?}: {of_group:#?}"));
+            }
+            let is_whole = |status: &raft::Status| {
+                status.applied.map(|applied| applied.index) == Some(status.last_index) && !status.joint
+            };
+            let last = of_group[0].1.last_index;
+            let leads = |status: &raft::Status| status.role == Role::Leader && status.quorum_acked.is_some();
+            let is_even = of_group.iter().all(|(_, status)| is_whole(status) && status.last_index == last);
+            if !is_even || !of_group.iter().any(|(_, status)| leads(status)) {
+                return Some(format!("{group} is not even: {of_group:#?}"));
+            }
+            for (key, _) in of_group {
+                self.invariants.borrow().acknowledged.reached(group, key.replica, last);
+            }
+        }
+        None
     }
 
     fn verdict(&self) -> Ended {
@@ -372,6 +393,7 @@ impl Simulation {
             unknown: report.unknown,
             faults: self.faults.get(),
             changes: self.changes.get(),
+            steps: self.steps.get(),
             leaders: invariants.election.count(),
             snapshots: self.snapshots.get(),
             compared: invariants.same_state.compared,
@@ -382,6 +404,9 @@ impl Simulation {
     fn watch_message(&self, route: Route, message: &Bytes) {
         let Some(claim) = raft::testing::claim(route.from, message.clone()) else { return };
         let mut invariants = self.invariants.borrow_mut();
+        if !claim.entries.is_empty() {
+            self.spring(Ambush::Entries, route.from.node());
+        }
         let mut previous = claim.previous;
         for (id, payload) in claim.entries {
             invariants.matching.entry(route.group, route.from, previous, id, hash_of(&payload));
@@ -395,8 +420,32 @@ impl Simulation {
         let nodes = self.nodes.borrow();
         let running = nodes.get(&route.from.node()).and_then(|node| node.running.as_ref());
         if let Some(running) = running {
-            let log = running.wal.log(key);
+            let log = running.process.wal.log(key);
             invariants::check_completeness(&invariants.safety, key, claim.term, &log);
+        }
+    }
+
+    /// A node answers: what it promises must hold, and it may crash at once.
+    fn watch_answer(&self, route: Route, class: Class, request: Bytes, answer: Bytes) {
+        let granted = raft::testing::granted(route.from, request, answer);
+        if let Some(term) = granted {
+            let voter = LogKey { group: route.group, replica: route.to };
+            self.invariants.borrow_mut().votes.granted(voter, term, route.from);
+        }
+        let trap = match class {
+            _ if granted.is_some() => Ambush::Vote,
+            Class::Append => Ambush::Append,
+            Class::Snapshot => Ambush::Snapshot,
+            Class::Control => return,
+        };
+        self.spring(trap, route.to.node());
+    }
+
+    /// Crashes a node if it has just done what the fault waits for. What it said is on its way.
+    fn spring(&self, what: Ambush, node: NodeId) {
+        if self.ambush.get() == Some(what) {
+            self.ambush.set(None);
+            self.beside(async move { faults::ambushed(node) });
         }
     }
 
@@ -404,7 +453,7 @@ impl Simulation {
         self.note(Event::Applied(key, index, command));
         let nodes = self.nodes.borrow();
         let running = nodes.get(&key.replica.node()).and_then(|node| node.running.as_ref());
-        let id = running.and_then(|running| running.wal.log(key).id_at(index));
+        let id = running.and_then(|running| running.process.wal.log(key).id_at(index));
         let Some(id) = id else { panic!("{key} applies entry {index}, which is not in its log") };
         self.invariants.borrow_mut().safety.applied(key, id, command);
     }
@@ -423,8 +472,9 @@ impl Simulation {
         let nodes = self.nodes.borrow();
         let mut invariants = self.invariants.borrow_mut();
         for running in nodes.values().filter_map(|node| node.running.as_ref()) {
-            for group in running.groups.values() {
-                let (key, log) = (group.key(), running.wal.log(group.key()));
+            let meta = running.meta.iter().map(|meta| meta.group.key());
+            for key in running.groups.values().map(|group| group.key()).chain(meta) {
+                let log = running.process.wal.log(key);
                 let Some(last) = log.last() else { continue };
                 let mut next = invariants.matching.unseen(key, last);
                 let mut previous = next.checked_sub(1).and_then(|before| log.id_at(before));

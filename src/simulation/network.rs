@@ -69,6 +69,10 @@ impl Network {
         });
     }
 
+    pub(super) fn is_cut(&self, from: NodeId, to: NodeId) -> bool {
+        self.cut.borrow().contains(&(from, to))
+    }
+
     pub(super) fn heal(&self) {
         let cut = self.cut.send_replace(BTreeSet::new());
         for link in self.links.borrow().values() {
@@ -160,14 +164,18 @@ async fn carry(link: Rc<Link>) {
         sim.note(Event::Delivered(route, link.class, hash_of(&message)));
         let class = link.class;
         let node = Some(route.to.node());
-        let Some(received) = sim.executor.on(node, || sim.receive(route, class, message)) else {
+        let Some(received) = sim.executor.on(node, || sim.receive(route, class, message.clone())) else {
             let _ = answer.send(Err(CarryError::Unreachable("no such replica runs there".into())));
             continue;
         };
         let link = link.clone();
+        let request = message.clone();
         // If the node crashes, nobody answers.
         let answering = async move {
             let answer_there = received.await.map_err(CarryError::Refused);
+            if let Ok(there) = &answer_there {
+                super::sim().watch_answer(route, class, request, there.clone());
+            }
             let executor = &super::sim().executor;
             let back = bring_back(link, route, connection, answer_there, answer);
             executor.on(None, || executor.spawn(back.boxed_local()));

@@ -7,19 +7,28 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use tokio::sync::{Mutex, watch};
 use tokio::time::sleep;
 
 use super::disk::{Disk, Image};
 use super::engine::SimEngine;
-use super::sim;
+use super::network::Links;
 use super::trace::Event;
 use super::watched::Watched;
-use crate::raft::{self, Class, Group, Route, Store};
+use super::{follow, reconcile, sim};
+use crate::raft::{self, Class, Group, Machine, Route, Store};
 use crate::runtime::Planted;
-use crate::types::{GroupId, LogKey, NodeId, ReplicaId};
-use crate::{kv, wal};
+use crate::types::{GroupId, LogKey, NodeId};
+use crate::{kv, meta, wal};
 
 pub(super) type Data = Group<Watched<kv::Machine>>;
+
+/// A node's replica of group 0, and what it says.
+#[derive(Debug, Clone)]
+pub(super) struct Meta {
+    pub(super) group: Group<Watched<meta::Machine>>,
+    pub(super) state: watch::Receiver<Arc<meta::State>>,
+}
 
 /// What a node is between two starts.
 #[derive(Debug)]
@@ -28,13 +37,23 @@ struct Stopped {
     engine: Arc<SimEngine>,
 }
 
-/// A process on a node.
-#[derive(Debug)]
-pub(super) struct Running {
-    disk: Disk,
-    engine: Arc<SimEngine>,
+/// What the tasks of a process share.
+#[derive(Debug, Clone)]
+pub(super) struct Process {
+    pub(super) id: NodeId,
     pub(super) wal: wal::Wal,
     pub(super) store: Arc<Store>,
+    metrics: raft::Metrics,
+    /// Held while group 0's state is taken up.
+    pub(super) following: Arc<Mutex<()>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) process: Process,
+    disk: Disk,
+    engine: Arc<SimEngine>,
+    pub(super) meta: Option<Meta>,
     pub(super) groups: BTreeMap<GroupId, Data>,
 }
 
@@ -44,8 +63,8 @@ pub(super) struct Node {
     id: NodeId,
     stopped: Option<Stopped>,
     pub(super) running: Option<Running>,
-    /// The replicas that it is to have.
-    pub(super) assigned: BTreeMap<GroupId, ReplicaId>,
+    /// It is a member, and starts whenever it can.
+    pub(super) is_member: bool,
     starts: u64,
     /// Its fsyncs take so many times longer.
     pub(super) slowness: u32,
@@ -54,11 +73,14 @@ pub(super) struct Node {
 impl Node {
     pub(super) fn new(id: NodeId, recovers_prefix: bool) -> Node {
         let stopped = Stopped { image: Image::default(), engine: SimEngine::new(recovers_prefix) };
-        Node { id, stopped: Some(stopped), running: None, assigned: BTreeMap::new(), starts: 0, slowness: 1 }
+        Node { id, stopped: Some(stopped), running: None, is_member: true, starts: 0, slowness: 1 }
     }
 
     /// Starts its process: log and store are recovered, then the replicas open one after another.
     pub(super) fn start(&mut self) {
+        if !self.is_member {
+            return;
+        }
         let Some(Stopped { image, engine }) = self.stopped.take() else { return };
         self.starts += 1;
         // Salts differ in each life of the node.
@@ -75,15 +97,11 @@ impl Node {
         let wal = opened.unwrap_or_else(|error| panic!("{} can't recover its log: {error}", self.id));
         let store = Store::open_on(Arc::new(disk.clone()), engine.clone(), Path::new("/node"), false);
         let store = store.unwrap_or_else(|error| panic!("{} can't recover its store: {error}", self.id));
-        let store = Arc::new(store);
         let metrics = raft::Metrics::register(&registry).unwrap();
-        let (id, assigned) = (self.id, self.assigned.clone());
-        let running = Running { disk, engine, wal, store, groups: BTreeMap::new() };
-        sim()
-            .executor
-            .spawn(open_all(id, running.wal.clone(), running.store.clone(), assigned, metrics).boxed_local());
-        sim().executor.spawn(upkeep(id).boxed_local());
-        self.running = Some(running);
+        let following = Arc::default();
+        let process = Process { id: self.id, wal, store: Arc::new(store), metrics, following };
+        sim().executor.spawn(run(process.clone()).boxed_local());
+        self.running = Some(Running { process, disk, engine, meta: None, groups: BTreeMap::new() });
     }
 
     /// Ends its process at this moment.
@@ -101,8 +119,11 @@ impl Node {
         class: Class,
         message: bytes::Bytes,
     ) -> Option<BoxFuture<'static, Result<bytes::Bytes, String>>> {
-        let group = self.running.as_ref()?.groups.get(&route.group)?;
-        Some(group.receive(route, class, message))
+        let running = self.running.as_ref()?;
+        if route.group == GroupId::META {
+            return Some(running.meta.as_ref()?.group.receive(route, class, message));
+        }
+        Some(running.groups.get(&route.group)?.receive(route, class, message))
     }
 }
 
@@ -131,74 +152,64 @@ fn synced(id: NodeId, disk: &Disk) -> wal::Synced {
     })
 }
 
-async fn open_all(
-    id: NodeId,
-    wal: wal::Wal,
-    store: Arc<Store>,
-    assigned: BTreeMap<GroupId, ReplicaId>,
-    metrics: raft::Metrics,
-) {
-    raft::finish_destroying(&store, &wal).await.unwrap();
-    for (group, replica) in assigned {
-        open_replica(id, LogKey { group, replica }, &wal, &store, &metrics).await;
-    }
+/// The life of a process.
+async fn run(process: Process) {
+    raft::finish_destroying(&process.store, &process.wal).await.unwrap();
+    let (machine, state) = meta::Machine::new();
+    let key = LogKey { group: GroupId::META, replica: meta::group0_replica(process.id) };
+    let group = process.open(key, machine).await;
+    group.elect_if_alone().await;
+    sim().running(process.id, |running| running.meta = Some(Meta { group, state: state.clone() }));
+    let spawn = |task| sim().executor.spawn(task);
+    spawn(follow::run(process.clone(), state).boxed_local());
+    spawn(reconcile::run(process.clone()).boxed_local());
+    spawn(upkeep(process).boxed_local());
 }
 
-async fn open_replica(id: NodeId, key: LogKey, wal: &wal::Wal, store: &Arc<Store>, metrics: &raft::Metrics) {
-    let machine = Watched::new(key, kv::Machine::new(store.engine().recovers_prefix()));
-    let links = Arc::new(super::network::Links);
-    let opened = Group::open(key, store.clone(), wal.log(key), machine, metrics, links).await;
-    let group = opened.unwrap_or_else(|error| panic!("{id} can't open {key}: {error}"));
-    // Small enough that logs are purged, and snapshots needed.
-    raft::testing::retain(&group, 2 * 1024, 6 * 1024, 16 * 1024);
-    let sim = sim();
-    sim.note(Event::Opened(key));
-    sim.invariants.borrow_mut().replica_ids.opened(key, id);
-    let ended = group.clone();
-    let watching = async move {
-        let why = ended.stopped().await;
-        let nodes = super::sim();
-        let nodes = nodes.nodes.borrow();
-        assert!(nodes[&id].assigned.get(&key.group) != Some(&key.replica), "{id}: a replica stopped: {why}");
-    };
-    sim.executor.spawn(watching.boxed_local());
-    if let Some(running) = sim.nodes.borrow_mut().get_mut(&id).and_then(|node| node.running.as_mut()) {
-        running.groups.insert(key.group, group);
+impl Process {
+    pub(super) async fn open<M: Machine>(&self, key: LogKey, machine: M) -> Group<Watched<M>> {
+        let (store, log) = (self.store.clone(), self.wal.log(key));
+        sim().invariants.borrow().votes.remembered(key, raft::testing::voted_term(&log));
+        let machine = Watched::new(key, machine);
+        let opened = Group::open(key, store, log, machine, &self.metrics, Arc::new(Links)).await;
+        let group = opened.unwrap_or_else(|error| panic!("{} can't open {key}: {error}", self.id));
+        // Small enough that logs are purged, and snapshots needed.
+        raft::testing::retain(&group, 1024, 2 * 1024, 8 * 1024);
+        let (sim, id) = (sim(), self.id);
+        sim.note(Event::Opened(key));
+        sim.invariants.borrow_mut().replica_ids.opened(key, id);
+        let ended = group.clone();
+        let watching = async move {
+            let why = ended.stopped().await;
+            assert!(!super::sim().holds(id, key), "{id}: a replica stopped: {why}");
+        };
+        sim.executor.spawn(watching.boxed_local());
+        group
     }
 }
 
 /// Checkpoints now and then, and lets the logs go.
-async fn upkeep(id: NodeId) {
+async fn upkeep(process: Process) {
     loop {
-        sleep(sim().disk_dice.ms(1000, 5000)).await;
-        let running = sim().nodes.borrow().get(&id).and_then(|node| {
-            let running = node.running.as_ref()?;
-            Some((running.store.clone(), running.groups.clone()))
+        sleep(sim().disk_dice.ms(500, 3000)).await;
+        let mut groups = Vec::new();
+        let mut meta = None;
+        sim().running(process.id, |running| {
+            groups.extend(running.groups.values().cloned());
+            meta.clone_from(&running.meta);
         });
-        let Some((store, groups)) = running else { return };
-        let reached = store.checkpoint().unwrap();
-        for group in groups.values() {
-            if let Some(Some(applied)) = reached.get(&group.key()) {
-                group.checkpointed(*applied).await.unwrap();
+        let reached = process.store.checkpoint().unwrap();
+        for group in groups {
+            if let Some(Some(applied)) = reached.get(&group.key())
+                && group.checkpointed(*applied).await.is_err()
+            {
+                assert!(!sim().holds(process.id, group.key()), "{} can't purge", group.key());
             }
         }
+        if let Some(meta) = meta
+            && let Some(Some(applied)) = reached.get(&meta.group.key())
+        {
+            meta.group.checkpointed(*applied).await.unwrap();
+        }
     }
-}
-
-/// Has a node open a replica that was assigned to it while it runs.
-pub(super) fn open_assigned(id: NodeId, key: LogKey) {
-    let sim = sim();
-    let running = {
-        let mut nodes = sim.nodes.borrow_mut();
-        let Some(node) = nodes.get_mut(&id) else { return };
-        node.assigned.insert(key.group, key.replica);
-        node.running.as_ref().map(|running| (running.wal.clone(), running.store.clone()))
-    };
-    // A node that is down opens it when it starts.
-    let Some((wal, store)) = running else { return };
-    let opening = async move {
-        let metrics = raft::Metrics::register(&prometheus::Registry::new()).unwrap();
-        open_replica(id, key, &wal, &store, &metrics).await;
-    };
-    sim.executor.on(Some(id), || sim.executor.spawn(opening.boxed_local()));
 }

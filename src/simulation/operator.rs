@@ -1,107 +1,109 @@
-//! Changes of members: a copy moves from one node to another while all goes on.
+//! Who changes the cluster: founds it, lets a node join, has another one leave.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::dice::Dice;
-use super::node::{Data, open_assigned};
-use super::sim;
-use crate::raft::{MembershipError, Removed, Role, Status};
-use crate::types::{GroupId, LogId, LogKey, NodeId, ReplicaId};
+use super::follow::change;
+use super::node::Node;
+use super::{FOUNDERS, PARTITIONS, REPLICAS, sim};
+use crate::meta::{self, Answer, Command, Form, Join, Member, MemberState};
+use crate::types::NodeId;
 
-const STEP_WITHIN: Duration = Duration::from_secs(5);
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
-/// Moves a copy of `group` to a node that has none, as often as `moves` says.
-pub(super) async fn run(dice: Dice, group: GroupId, moves: u32) {
-    for round in 0..moves {
-        sleep(dice.ms(4000, 20_000)).await;
-        let (holders, free) = {
-            let sim = sim();
-            let nodes = sim.nodes.borrow();
-            let holders: Vec<ReplicaId> =
-                nodes.values().filter_map(|node| node.assigned.get(&group).copied()).collect();
-            let free: Vec<NodeId> = (nodes.iter())
-                .filter(|(_, node)| !node.assigned.contains_key(&group))
-                .map(|(id, _)| *id)
-                .collect();
-            (holders, free)
-        };
-        let (old, node) = (*dice.pick(&holders), *dice.pick(&free));
-        // The old copy may have been the node's second one, or third.
-        let new = ReplicaId::new(node, 2 + round);
-        sim().tell(format!("{group}: {new} is to take the place of {old}"));
-        open_assigned(node, LogKey { group, replica: new });
-        take_steps(group, old, new).await;
-        sim().tell(format!("{group}: {new} has taken the place of {old}"));
-        sim().retire(LogKey { group, replica: old }).await;
+/// Founds a cluster of the nodes that there are.
+pub(super) async fn found() {
+    let members = (1..=FOUNDERS).map(|number| Member {
+        name: format!("node{number}"),
+        address: format!("node{number}:8080"),
+        zone: String::new(),
+        weight: 1,
+        disk_id: format!("disk{number}"),
+        state: MemberState::Active,
+    });
+    let members: BTreeMap<NodeId, Member> = meta::number_members(members);
+    let voters = [1, 2, 3].map(|number| meta::group0_replica(NodeId(number)));
+    let first = sim().meta(NodeId(1)).expect("it has just been started").group;
+    sim().ask(NodeId(1), async move { first.initialize(&voters).await.unwrap() }).await.unwrap();
+    let form = Form {
+        cluster_id: "simulated".into(),
+        cluster_name: "simulated".into(),
+        replicas: REPLICAS,
+        partitions: PARTITIONS,
+        members,
+    };
+    change(NodeId(1), &Command::Form(form), ANSWER_WITHIN).await.unwrap();
+}
+
+/// A node joins and another one leaves, in this order or the other.
+pub(super) async fn run(dice: Dice, recovers_prefix: bool) {
+    let mut changes = [true, false];
+    if dice.chance(50) {
+        changes.reverse();
+    }
+    for joins in changes {
+        sleep(dice.ms(3000, 15_000)).await;
+        match joins {
+            true => join(&dice, recovers_prefix).await,
+            false => leave(&dice).await,
+        }
         sim().changes.set(sim().changes.get() + 1);
     }
 }
 
-/// Asks whoever leads for the next step, until there is none.
-async fn take_steps(group: GroupId, old: ReplicaId, new: ReplicaId) {
-    let mut commit = None;
+/// Asks any node until one has seen to it.
+async fn ask(dice: &Dice, command: Command) -> Answer {
     loop {
-        sleep(Duration::from_millis(150)).await;
-        let Some((leader, status)) = leader(group) else { continue };
-        // What a copy must have to be complete: what was committed at the last look, in this term.
-        let before = commit.replace((status.term, status.committed));
-        let Some(expect) = status.membership.filter(|_| status.membership_committed) else { continue };
-        let complete = before
-            .filter(|(term, _)| *term == status.term)
-            .and_then(|(_, committed)| committed)
-            .is_some_and(|committed| status.matched(new) >= committed.index);
-        let members =
-            (status.is_member(old), status.is_voter(old), status.is_member(new), status.is_voter(new));
-        let step = match members {
-            _ if status.joint => Step::Flatten,
-            (_, _, false, _) => Step::Add,
-            (_, _, true, false) if complete => Step::Promote,
-            (_, _, true, false) => continue,
-            (true, _, true, true) if leader.key().replica == old => Step::HandOver,
-            (true, _, true, true) => Step::Remove,
-            (false, _, true, true) => return,
-        };
-        take(leader, step, expect, &status, old, new).await;
+        let members = sim().members();
+        let node = *dice.pick(&members);
+        let answer = sim().ask(node, {
+            let command = command.clone();
+            async move { change(node, &command, ANSWER_WITHIN).await }
+        });
+        // A node that crashes meanwhile says nothing.
+        if let Ok(Ok(answer)) = answer.await {
+            return answer;
+        }
+        sleep(Duration::from_millis(200)).await;
     }
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Step {
-    Flatten,
-    Add,
-    Promote,
-    HandOver,
-    Remove,
-}
-
-async fn take(leader: Data, step: Step, expect: LogId, status: &Status, old: ReplicaId, new: ReplicaId) {
-    let deadline = Instant::now() + STEP_WITHIN;
-    let node = leader.key().replica.node();
-    let voters: Vec<ReplicaId> =
-        status.voters.iter().copied().filter(|voter| *voter != old).chain([new]).collect();
-    sim().tell(format!("{}: {step:?}", leader.key()));
-    let taking = async move {
-        let done: Result<(), MembershipError> = match step {
-            Step::Flatten => leader.flatten(Removed::StayLearners, expect, deadline).await.map(drop),
-            Step::Add => leader.add_learner(new, expect, deadline).await.map(drop),
-            Step::Promote => {
-                leader.change_voters(&voters, Removed::StayLearners, expect, deadline).await.map(drop)
-            }
-            Step::HandOver => leader.transfer_leader(new, deadline).await.map(drop),
-            Step::Remove => leader.remove(old, expect, deadline).await.map(drop),
-        };
-        sim().tell(format!("{}: {step:?} -> {done:?}", leader.key()));
+async fn join(dice: &Dice, recovers_prefix: bool) {
+    let name = format!("node{}", FOUNDERS + 1);
+    let join = Join {
+        address: format!("{name}:8080"),
+        disk_id: "another disk".into(),
+        name,
+        zone: String::new(),
+        weight: 1,
+        version_max: meta::CLUSTER_VERSION,
     };
-    // Its node may crash meanwhile: then the next leader is asked.
-    let _ = sim().ask(node, taking).await;
+    let Answer::Number(number) = ask(dice, Command::Join(join)).await else {
+        panic!("who joins is given a number");
+    };
+    sim().tell(format!("{number} joins"));
+    sim().nodes.borrow_mut().insert(number, Node::new(number, recovers_prefix));
+    sim().start(number);
 }
 
-fn leader(group: GroupId) -> Option<(Data, Status)> {
-    let sim = sim();
-    let nodes = sim.nodes.borrow();
-    let groups = nodes.values().filter_map(|node| node.running.as_ref()?.groups.get(&group));
-    let led = groups.map(|group| (group, group.status())).filter(|(_, status)| status.role == Role::Leader);
-    led.max_by_key(|(_, status)| status.term).map(|(group, status)| (group.clone(), status))
+async fn leave(dice: &Dice) {
+    let number = *dice.pick(&sim().members());
+    sim().tell(format!("{number} is to leave"));
+    ask(dice, Command::Leave(number)).await;
+    loop {
+        sleep(Duration::from_millis(500)).await;
+        let members = sim().members();
+        let metas = members.iter().filter_map(|node| sim().meta(*node));
+        if metas.into_iter().any(|meta| meta.state.borrow().removed.contains_key(&number)) {
+            break;
+        }
+    }
+    sim().tell(format!("{number} has left"));
+    if let Some(node) = sim().nodes.borrow_mut().get_mut(&number) {
+        node.is_member = false;
+    }
+    sim().crash(number, false);
 }

@@ -47,14 +47,14 @@ fn seeds() {
         println!("{seed}: {ended:?}, {:.1} s", began.elapsed().as_secs_f64());
         sum.0 += ended.operations;
         sum.1 += ended.faults;
-        sum.2 += ended.changes;
+        sum.2 += ended.steps;
         sum.3 += ended.leaders;
         sum.4 += ended.snapshots;
         sum.5 += ended.compared;
     }
-    let (operations, faults, changes, leaders, snapshots, compared) = sum;
+    let (operations, faults, steps, leaders, snapshots, compared) = sum;
     println!(
-        "{count} seeds in {:.1} s: {operations} operations, {faults} faults, {changes} copies moved, {leaders} \
+        "{count} seeds in {:.1} s: {operations} operations, {faults} faults, {steps} steps of members, {leaders} \
          leaders, {snapshots} snapshots, {compared} states compared",
         began.elapsed().as_secs_f64()
     );

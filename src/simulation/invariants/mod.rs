@@ -11,6 +11,7 @@ mod matching;
 mod replica_ids;
 mod safety;
 mod same_state;
+mod votes;
 
 pub(super) use acknowledged::Acknowledged;
 pub(super) use election::Election;
@@ -18,6 +19,7 @@ pub(super) use matching::Matching;
 pub(super) use replica_ids::ReplicaIds;
 pub(super) use safety::Safety;
 pub(super) use same_state::SameState;
+pub(super) use votes::Votes;
 
 pub(super) use completeness::check as check_completeness;
 
@@ -30,4 +32,5 @@ pub(super) struct Invariants {
     pub(super) acknowledged: Acknowledged,
     pub(super) same_state: SameState,
     pub(super) replica_ids: ReplicaIds,
+    pub(super) votes: Votes,
 }
