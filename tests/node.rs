@@ -156,6 +156,15 @@ fn spoil(dir: &Path, engine: Kind, key: &str) {
     engine.close().unwrap();
 }
 
+/// Waits until nothing is wrong but a damaged replica, if even that.
+async fn serves_the_rest(node: &Node) {
+    let deadline = soon();
+    while node.problems().iter().any(|problem| problem.reason != "REPLICA_FAILED") {
+        assert!(Instant::now() < deadline, "{:?}", node.problems());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_cant_be_read_is_never_served_and_stops_its_partition_only() {
     for engine in ENGINES {
@@ -171,8 +180,9 @@ async fn a_record_that_cant_be_read_is_never_served_and_stops_its_partition_only
         drop(node);
         spoil(dir.path(), engine, "spoilt");
 
+        // sled's records are counted at the start: it is found there.
         let node = open(dir.path(), engine).await;
-        ready(&node).await;
+        serves_the_rest(&node).await;
         let read = node.get("spoilt".into(), Consistency::Linearizable, soon()).await.unwrap_err();
         assert_eq!(read.reason, Reason::ReplicaFailed, "{read}");
         // Applying a write to it shows that the copy can't be relied on: the replica stops.
@@ -190,11 +200,7 @@ async fn a_record_that_cant_be_read_is_never_served_and_stops_its_partition_only
 
         // Still so after a restart, and the others still serve.
         let node = open(dir.path(), engine).await;
-        let deadline = soon();
-        while node.problems().iter().any(|problem| problem.reason != "REPLICA_FAILED") {
-            assert!(Instant::now() < deadline, "{:?}", node.problems());
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        serves_the_rest(&node).await;
         assert_eq!(get(&node, "good").await.unwrap(), "better");
         let refused = node.write(put("spoilt", "new"), soon()).await.unwrap_err();
         assert_eq!(refused.reason, Reason::ReplicaFailed, "{refused:?}");
