@@ -111,7 +111,7 @@ ledger: ## what make torture has tried so far, as a table
 
 simulate: ## run SEEDS simulated clusters (500), from seed FROM (1) on
 	RUSHKV_SIM_SEEDS=$(or $(SEEDS),500) RUSHKV_SIM_FROM=$(or $(FROM),1) \
-		$(CARGO) test --locked $(TEST_FEATURES) --lib simulation::tests::seeds -- --nocapture
+		$(CARGO) test --locked --profile simulate $(TEST_FEATURES) --lib simulation::tests::seeds -- --nocapture
 
 # Coverage needs flags that a stable compiler takes only so. Without a sanitizer: the crate has no unsafe code,
 # and is three times as fast.

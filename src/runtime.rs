@@ -143,6 +143,8 @@ mod world {
         VoteNotDurable,
         /// A leader that comes back in its term goes on leading.
         LeaderRestore,
+        /// A leader answers reads without asking whether it still leads.
+        UnconfirmedRead,
     }
 
     pub fn is_planted(bug: Planted) -> bool {

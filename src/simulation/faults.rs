@@ -17,19 +17,20 @@ pub(super) async fn run(dice: Dice, end: Instant) {
             return;
         }
         let nodes: Vec<NodeId> = sim().nodes.borrow().keys().copied().collect();
-        let node = *dice.pick(&nodes);
+        let any = *dice.pick(&nodes);
+        let node = leader_or(&dice, any);
         let other = *dice.pick(&nodes);
         let lasts = dice.ms(50, 4000);
         sim().faults.set(sim().faults.get() + 1);
         match dice.below(100) {
-            0..18 => crash(&dice, leader_or(&dice, node), dice.chance(70), lasts),
+            0..18 => crash(&dice, node, dice.chance(70), lasts),
             18..30 => {
                 let what = [Ambush::Vote, Ambush::Vote, Ambush::Entries, Ambush::Append, Ambush::Snapshot];
                 let what = *dice.pick(&what);
                 sim().ambush.set(Some(what));
                 if what == Ambush::Vote {
                     // Somebody has to be elected.
-                    crash(&dice, leader_or(&dice, node), true, dice.ms(1000, 3000));
+                    crash(&dice, node, true, dice.ms(1000, 3000));
                 }
             }
             30..38 => {
@@ -54,7 +55,6 @@ pub(super) async fn run(dice: Dice, end: Instant) {
                 cut(other, node);
             }),
             74..84 => {
-                let node = leader_or(&dice, node);
                 sim().tell(format!("{node} stalls for {lasts:?}"));
                 sim().executor.stall(node);
                 later(lasts, move || sim().executor.resume(node));

