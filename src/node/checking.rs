@@ -2,7 +2,7 @@
 //! records come to, the leader asks them, and tells what `divergence` makes of it through the log. Who is
 //! outvoted stops when it applies that; `rebuilding` replaces it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Weak;
 use std::time::Duration;
 
@@ -158,9 +158,10 @@ impl Node {
         if let Some(unknown) = partitions.iter().find(|partition| !known.contains_key(partition)) {
             return Err(Error::new(Reason::NotFound, format!("there is no partition {unknown}")));
         }
-        let asked = match partitions.is_empty() {
+        // Each once, however often it is named: a comparison writes to the log.
+        let asked: BTreeSet<PartitionId> = match partitions.is_empty() {
             true => known.keys().copied().collect(),
-            false => partitions,
+            false => partitions.into_iter().collect(),
         };
         let compared = asked.into_iter().map(|partition| async move {
             self.compare_somewhere(partition, deadline).await.unwrap_or_else(|error| v1::Comparison {
@@ -254,7 +255,9 @@ impl Node {
                 tracing::warn!(%partition, %error, ?verdict, "it is not known whether the verdict was applied");
             }
         }
-        Ok(self.comparison(partition, mark, agreement, said, &status.voters))
+        // Of voters that are changing nobody can say that they are a majority.
+        let voters = if status.joint { &[][..] } else { &status.voters };
+        Ok(self.comparison(partition, mark, agreement, said, voters))
     }
 
     fn comparison(

@@ -64,7 +64,7 @@ impl Metrics {
             bytes: counter("rushkv_node_scrub_bytes_total", "Bytes of keys and records read to check them.")?,
             damaged: counter(
                 "rushkv_node_scrub_damaged_total",
-                "Replicas that were not what had been written, and were stopped.",
+                "Readings of replicas that were not what had been written: each stopped, or serves stale reads only.",
             )?,
             skipped: counter(
                 "rushkv_node_scrub_skipped_total",
