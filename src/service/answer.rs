@@ -37,7 +37,7 @@ use super::body::Held;
 use super::listen::stopped;
 use super::share::{Connection, NoRoom, Share, Taken};
 use crate::error::{Error, Reason, Result, to_status};
-use crate::limits::{MESSAGE_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::limits::MESSAGE_BYTES_MAX;
 use crate::metrics;
 
 /// Bytes that a body hands out at once: enough for four frames of HTTP/2, and what a client has to
@@ -99,10 +99,10 @@ impl Answers {
     }
 }
 
-fn overloaded(NoRoom { total, own, max }: NoRoom) -> Error {
+fn overloaded(NoRoom { total, own, part, max }: NoRoom) -> Error {
     let message = format!(
-        "answers that their clients have not taken yet hold {total} bytes, {own} of them of this connection; \
-         the limit is {max}, and a connection may hold as much as is left of it"
+        "answers that their clients have not taken yet hold {total} bytes, {own} of them of this connection, \
+         which may hold {part} for now; the limit for all is {max}"
     );
     Error::new(Reason::Overloaded, message)
 }
@@ -133,7 +133,8 @@ pub(super) fn bound(path: &str) -> Bound {
         | "/rushkv.v1.Peer/GiveUp"
         | "/rushkv.v1.Transport/Exchange" => Bound { room: None, refusable: false },
         "/rushkv.v1.Kv/BatchWrite" => Bound { room: Some(MESSAGE_BYTES_MAX), refusable: false },
-        "/rushkv.RushKV/Get" | "/rushkv.v1.Kv/Get" => Bound { room: Some(VALUE_BYTES_MAX), refusable: true },
+        // Its answer may be small, and is refused when it is not.
+        "/rushkv.RushKV/Get" | "/rushkv.v1.Kv/Get" => Bound { room: Some(0), refusable: true },
         "/rushkv.v1.Kv/BatchGet"
         | "/rushkv.v1.Kv/Scan"
         | "/rushkv.v1.Peer/ReadKeys"
@@ -479,7 +480,7 @@ mod tests {
     #[test]
     fn what_is_held_is_bounded_and_given_back() {
         let held = IntGauge::new("held", "In answers.").unwrap();
-        let answers = Answers::new(held.clone(), Pool::new(20).share());
+        let answers = Answers::new(held.clone(), Pool::new(20, 1).share());
         let six = answers.try_hold(6).unwrap();
         answers.room(8).unwrap();
         assert_eq!(answers.room(9).unwrap_err().reason, Reason::Overloaded);
@@ -493,7 +494,7 @@ mod tests {
     #[test]
     fn an_answer_is_stuck_when_a_whole_interval_has_passed_over_it() {
         let lingering = Arc::new(Lingering::default());
-        let answers = Answers::new(IntGauge::new("held", "In answers.").unwrap(), Pool::new(10).share());
+        let answers = Answers::new(IntGauge::new("held", "In answers.").unwrap(), Pool::new(10, 1).share());
         let chunk = || {
             let data = Bytes::from_static(b"small");
             Chunk::new(data, answers.hold(5), &lingering, &Arc::default())

@@ -27,20 +27,20 @@ impl Held {
 
     /// Takes a place among the calls under way.
     pub fn begin(&self) -> Result<(), Error> {
-        self.call.more(1).map_err(|NoRoom { total, own, max }| {
+        self.call.more(1).map_err(|NoRoom { total, own, part, max }| {
             let message = format!(
-                "{total} calls are under way, {own} of them of this connection; the limit is {max}, and a \
-                 connection may have as many as are left of it"
+                "{total} calls are under way, {own} of them of this connection, which may have {part} for now; \
+                 the limit for all is {max}"
             );
             Error::new(Reason::Overloaded, message)
         })
     }
 
     fn add(&self, bytes: usize) -> Result<(), Status> {
-        self.bytes.more(bytes).map_err(|NoRoom { total, own, max }| {
+        self.bytes.more(bytes).map_err(|NoRoom { total, own, part, max }| {
             let message = format!(
-                "requests under way hold {total} bytes, {own} of them of this connection; the limit is {max}, \
-                 and a connection may hold as much as is left of it"
+                "requests under way hold {total} bytes, {own} of them of this connection, which may hold {part} \
+                 for now; the limit for all is {max}"
             );
             to_status(&Error::new(Reason::Overloaded, message))
         })
@@ -167,7 +167,8 @@ mod tests {
     #[tokio::test]
     async fn requests_over_the_memory_bound_are_refused_and_give_back_what_they_held() {
         let connection = connection();
-        let others = connection.requests.take_anyway(REQUEST_BYTES_MAX / 2 - 2);
+        let part = REQUEST_BYTES_MAX / 5;
+        let others = connection.requests.take_anyway(part - 3);
         let deadline = Instant::now() + std::time::Duration::from_secs(60);
         let body = |chunk: &'static [u8]| {
             let held = Arc::new(Held::new(&connection));
@@ -177,7 +178,7 @@ mod tests {
         assert_eq!(frame(&mut fits).await.unwrap(), 4);
         let status = frame(&mut body(b"x")).await.unwrap_err();
         assert_eq!(status.code(), Code::ResourceExhausted);
-        assert_eq!(connection.requests.total(), REQUEST_BYTES_MAX / 2 + 2);
+        assert_eq!(connection.requests.total(), part + 1);
         drop(fits);
         assert_eq!(frame(&mut body(b"x")).await.unwrap(), 1);
         drop(others);

@@ -54,10 +54,10 @@ impl<N> Service<N> {
 
 /// A place among the scans under way.
 fn scan_place(connection: &Connection) -> Result<Taken> {
-    connection.scans.take(1).map_err(|NoRoom { total, own, max }| {
+    connection.scans.take(1).map_err(|NoRoom { total, own, part, max }| {
         let message = format!(
-            "{total} scans are under way, {own} of them of this connection; the limit is {max}, and a \
-             connection may have as many as are left of it"
+            "{total} scans are under way, {own} of them of this connection, which may have {part} for now; the \
+             limit for all is {max}"
         );
         Error::new(Reason::Overloaded, message)
     })
