@@ -6,6 +6,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 #[cfg(test)]
 pub use world::{Inside, Planted, World, enter, is_planted};
@@ -71,6 +72,15 @@ where
     Task(Inner::Tokio(tokio::task::spawn_blocking(work)))
 }
 
+/// A duration as the clock of this node measures it: clocks of simulated nodes run fast or slow.
+pub fn paced(duration: Duration) -> Duration {
+    #[cfg(test)]
+    if let Some(world) = world::current() {
+        return world.paced(duration);
+    }
+    duration
+}
+
 /// Random numbers, of no use as secrets.
 #[derive(Debug)]
 pub struct Random<R> {
@@ -122,6 +132,7 @@ mod world {
 
     use std::cell::RefCell;
     use std::rc::Rc;
+    use std::time::Duration;
 
     use futures_util::FutureExt as _;
     use futures_util::future::BoxFuture;
@@ -131,6 +142,7 @@ mod world {
     pub trait World {
         fn spawn(&self, future: BoxFuture<'static, ()>);
         fn random(&self) -> u64;
+        fn paced(&self, duration: Duration) -> Duration;
         fn is_planted(&self, bug: Planted) -> bool;
     }
 

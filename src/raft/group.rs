@@ -546,12 +546,13 @@ fn is_leader_restored() -> bool {
 
 /// Rules 1, 7 and 16 of the design.
 fn config(key: LogKey) -> openraft::Config {
+    let paced = |ms| runtime::paced(Duration::from_millis(ms)).as_millis() as u64;
     openraft::Config {
         cluster_name: key.group.to_string(),
-        heartbeat_interval: 150,
-        election_timeout_min: 450,
-        election_timeout_max: 650,
-        quorum_loss_probe_interval: Some(1300),
+        heartbeat_interval: paced(150),
+        election_timeout_min: paced(450),
+        election_timeout_max: paced(650),
+        quorum_loss_probe_interval: Some(paced(1300)),
         enable_pre_vote: Some(true),
         // A leader that comes back before its followers noticed could otherwise give log ids away twice.
         enable_leader_restore: Some(is_leader_restored()),

@@ -89,6 +89,11 @@ impl Executor {
         waker.wake();
     }
 
+    /// On which node the current turn is; `None`: outside of all.
+    pub(super) fn current(&self) -> Option<NodeId> {
+        self.current.get()
+    }
+
     /// Does something as a task of `node` would.
     pub(super) fn on<T>(&self, node: Option<NodeId>, work: impl FnOnce() -> T) -> T {
         let before = self.current.replace(node);

@@ -107,6 +107,13 @@ impl runtime::World for Seam {
         sim().raft_dice.draw()
     }
 
+    fn paced(&self, duration: Duration) -> Duration {
+        let sim = sim();
+        let node = sim.executor.current();
+        let nodes = sim.nodes.borrow();
+        node.and_then(|id| nodes.get(&id)).map_or(duration, |node| duration * node.pace_percent / 100)
+    }
+
     fn is_planted(&self, bug: Planted) -> bool {
         sim().is_planted(bug)
     }

@@ -68,12 +68,14 @@ pub(super) struct Node {
     starts: u64,
     /// Its fsyncs take so many times longer.
     pub(super) slowness: u32,
+    /// How long a second of its clock lasts, other in each of its lives: its clock is fast below 100.
+    pub(super) pace_percent: u32,
 }
 
 impl Node {
     pub(super) fn new(id: NodeId, recovers_prefix: bool) -> Node {
         let stopped = Stopped { image: Image::default(), engine: SimEngine::new(recovers_prefix) };
-        Node { id, stopped: Some(stopped), running: None, is_member: true, starts: 0, slowness: 1 }
+        Node { id, stopped: Some(stopped), running: None, is_member: true, starts: 0, slowness: 1, pace_percent: 100 }
     }
 
     /// Starts its process: log and store are recovered, then the replicas open one after another.
@@ -83,6 +85,7 @@ impl Node {
         }
         let Some(Stopped { image, engine }) = self.stopped.take() else { return };
         self.starts += 1;
+        self.pace_percent = *sim().disk_dice.pick(&[70, 90, 100, 100, 110, 140]);
         // Salts differ in each life of the node.
         let disk = Disk::new(image, u64::from(self.id.0) << 32 | self.starts << 16);
         let registry = prometheus::Registry::new();
