@@ -27,6 +27,12 @@ const FULL_BYTES: u64 = 1 << 20;
 /// of log apart, and but 32 MiB of it are kept for one who lags. Two checkpoints, and a little more.
 const BULKS: usize = 144 * 2;
 
+/// The same for one who was sent a snapshot lately: for a minute after it 256 MiB are kept.
+const BULKS_AFTER_SNAPSHOT: usize = (144 + 224) * 2;
+
+/// That minute, and the time that the snapshot took.
+const LATELY: Duration = Duration::from_secs(90);
+
 /// All of one partition, as they share what is in braces.
 fn bulk_key(number: usize) -> String {
     format!("{{bulk}}-{number}")
@@ -194,7 +200,8 @@ pub async fn is_whole(rig: &Rig<'_>) {
 pub async fn away(rig: &mut Rig<'_>, node: usize) {
     rig.cluster.nodes[node].kill();
     let channel = rig.cluster.nodes[(node + 1) % NODES].channel();
-    for number in 0..BULKS {
+    let lately = rig.snapshots[node].is_some_and(|at| at.elapsed() < LATELY);
+    for number in 0..if lately { BULKS_AFTER_SNAPSHOT } else { BULKS } {
         let started = Instant::now();
         // Its leader may just have been killed.
         while let Err(status) = put(&channel, &bulk_key(number % 64), &bulk()).await {
@@ -212,6 +219,7 @@ pub async fn away(rig: &mut Rig<'_>, node: usize) {
     let installed = victim.sample("rushkv_raft_snapshots_installed_total").await;
     victim.kill();
     assert_eq!(installed, Some(0), "it was killed too late");
+    rig.snapshots[node] = Some(Instant::now());
     victim.start();
 }
 

@@ -37,6 +37,8 @@ pub struct Rig<'a> {
     clocks: tempfile::TempDir,
     /// One of each partition.
     keys: Vec<String>,
+    /// When each node was last sent a snapshot.
+    pub snapshots: [Option<Instant>; NODES],
 }
 
 impl<'a> Rig<'a> {
@@ -56,7 +58,7 @@ impl<'a> Rig<'a> {
         });
         let cluster = cluster.await;
         let keys = cluster.keys_of_all_partitions().await;
-        Rig { cluster, disks, network, clocks, keys }
+        Rig { cluster, disks, network, clocks, keys, snapshots: [None; NODES] }
     }
 
     /// Puts a node's clock that many hours ahead of the machine's, or back.
