@@ -46,6 +46,7 @@ mod stall_tests;
 mod state_machine;
 mod status;
 mod store;
+mod sweep;
 #[cfg(test)]
 pub mod testing;
 #[cfg(test)]

@@ -52,11 +52,6 @@ impl Space {
     pub fn view(&self) -> storage::Result<SpaceView> {
         Ok(SpaceView { view: self.engine.view()?, space: self.clone() })
     }
-
-    /// Every key of the space, as the engine knows it.
-    pub(crate) fn whole(&self) -> KeyRange {
-        whole(*self.id)
-    }
 }
 
 /// A consistent state of a space, unaffected by later writes.

@@ -2,20 +2,22 @@
 //!
 //! Engine layout (`docs/formats/engine.md`): `s` group replica → the replica's space and the state it
 //! was born with; `a` group replica → last applied log id; `m` group replica → last applied membership;
-//! `x` group replica → why this copy can't be read; `t` group replica → it was destroyed; `d` space key → the machine's records. One batch carries an apply's records together with its `a`.
+//! `x` group replica → why this copy can't be read; `t` group replica → it was destroyed; `u` space → it can't
+//! be deleted; `d` space key → the machine's records. One batch carries an apply's records together with its `a`.
 //!
 //! A checkpoint makes the engine durable and writes down, in a file beside it, how far every replica
 //! had applied before. The log is purged only up to there (rule 6), and an engine that does not
 //! recover a prefix is redone from there after an unclean stop (rule 3).
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::codec::{decode_stored_membership, encode_stored_membership, put_log_id, take_log_id};
-use super::space::{Space, SpaceId, next_space};
+use super::space::{Space, SpaceId};
+use super::sweep;
 use super::types::StoredMembership;
 use crate::codec::{Malformed, Reader, Writer as _};
 use crate::storage::{self, Batch, Engine};
@@ -110,12 +112,8 @@ impl Store {
         let mut at_start = read_checkpoint(files.as_ref(), &checkpoint_path)?;
         let owned = births(engine.as_ref())?;
         at_start.retain(|key, progress| owned.get(key).is_some_and(|birth| birth.space == progress.space));
-        let used: HashSet<SpaceId> = owned.values().map(|birth| birth.space).collect();
-        if sweep(engine.as_ref(), &used)? {
-            // Their numbers are given away again: nothing of them may come back.
-            engine.checkpoint()?;
-        }
-        let next_space = used.iter().map(|space| space.0 + 1).max().unwrap_or(0);
+        let used: BTreeSet<SpaceId> = owned.values().map(|birth| birth.space).collect();
+        let next_space = sweep::sweep(engine.as_ref(), &used)?;
         let unopened = owned.into_keys().collect();
         let inner = Inner { next_space, progress: BTreeMap::new(), unopened, retired: Vec::new() };
         Ok(Store {
@@ -193,6 +191,9 @@ impl Store {
     /// Forgets a replica that has stopped, durably, but for its tombstone. Blocks on the disk.
     pub(crate) fn destroy(&self, key: LogKey, space: Space) -> Result<(), StoreError> {
         let mut batch = Batch::default();
+        if self.engine.get(&damage_key(key))?.is_some() {
+            sweep::leave(&mut batch, space.id());
+        }
         delete_state(&mut batch, key);
         batch.put(replica_key(TOMBSTONE, key), Bytes::new());
         self.engine.apply(batch)?;
@@ -312,33 +313,12 @@ impl Store {
         };
         let mut free = free.into_iter();
         while let Some(space) = free.next() {
-            if let Err(error) = self.engine.delete_range(space.whole()) {
+            if let Err(error) = sweep::delete(self.engine.as_ref(), space.id()) {
                 self.lock().retired.extend([space].into_iter().chain(free));
                 return Err(error.into());
             }
         }
         Ok(())
-    }
-}
-
-/// Deletes every space that is not in `used`: installs that a crash broke off. Says whether there were any.
-fn sweep(engine: &dyn Engine, used: &HashSet<SpaceId>) -> Result<bool, StoreError> {
-    let mut from = SpaceId(0);
-    let mut swept = false;
-    loop {
-        let found = next_space(engine.view()?.as_ref(), from)?;
-        let Some(id) = found else {
-            return Ok(swept);
-        };
-        if !used.contains(&id) {
-            swept = true;
-            tracing::info!(space = id.0, "removing what an unfinished snapshot left behind");
-            engine.delete_range(super::space::whole(id))?;
-        }
-        match id.0.checked_add(1) {
-            Some(next) => from = SpaceId(next),
-            None => return Ok(swept),
-        }
     }
 }
 

@@ -75,7 +75,15 @@ pub(super) struct Node {
 impl Node {
     pub(super) fn new(id: NodeId, recovers_prefix: bool) -> Node {
         let stopped = Stopped { image: Image::default(), engine: SimEngine::new(recovers_prefix) };
-        Node { id, stopped: Some(stopped), running: None, is_member: true, starts: 0, slowness: 1, pace_percent: 100 }
+        Node {
+            id,
+            stopped: Some(stopped),
+            running: None,
+            is_member: true,
+            starts: 0,
+            slowness: 1,
+            pace_percent: 100,
+        }
     }
 
     /// Starts its process: log and store are recovered, then the replicas open one after another.

@@ -1,10 +1,11 @@
 //! Engines for tests.
 
+use std::ops::{Bound, RangeBounds as _};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Batch, Engine, KeyRange, Kind, Order, Pair, Result, Sizes, View};
+use super::{Batch, Engine, Error, KeyRange, Kind, Order, Pair, Result, Sizes, View};
 
 /// Two engines that must agree: every call goes to both, and a difference in what they answer panics.
 /// Errors are passed on without comparing, the first engine's first.
@@ -95,5 +96,84 @@ impl View for MirrorView {
                 first.map(Ok)
             }
         }))
+    }
+}
+
+/// An engine with a damaged page: what is read between two keys fails.
+#[derive(Debug)]
+pub struct Damaged {
+    inner: Arc<dyn Engine>,
+    range: KeyRange,
+}
+
+impl Damaged {
+    pub fn new(inner: Arc<dyn Engine>, from: Bound<Bytes>, to: Bound<Bytes>) -> Damaged {
+        Damaged { inner, range: (from, to) }
+    }
+}
+
+fn checked(kind: Kind, range: &KeyRange, key: &Bytes) -> Result<()> {
+    match range.contains(key) {
+        true => Err(Error::Corrupt { engine: kind, message: "scanning: a test says so".into() }),
+        false => Ok(()),
+    }
+}
+
+impl Engine for Damaged {
+    fn kind(&self) -> Kind {
+        self.inner.kind()
+    }
+
+    fn recovers_prefix(&self) -> bool {
+        self.inner.recovers_prefix()
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        checked(self.kind(), &self.range, &Bytes::copy_from_slice(key))?;
+        self.inner.get(key)
+    }
+
+    fn apply(&self, batch: Batch) -> Result<()> {
+        self.inner.apply(batch)
+    }
+
+    fn view(&self) -> Result<Box<dyn View>> {
+        let (kind, range) = (self.kind(), self.range.clone());
+        Ok(Box::new(DamagedView { inner: self.inner.view()?, kind, range }))
+    }
+
+    fn delete_range(&self, range: KeyRange) -> Result<()> {
+        super::delete_by_batches(self, range)
+    }
+
+    fn checkpoint(&self) -> Result<()> {
+        self.inner.checkpoint()
+    }
+
+    fn sizes(&self) -> Result<Sizes> {
+        self.inner.sizes()
+    }
+
+    fn close(&self) -> Result<()> {
+        self.inner.close()
+    }
+}
+
+struct DamagedView {
+    inner: Box<dyn View>,
+    kind: Kind,
+    range: KeyRange,
+}
+
+impl View for DamagedView {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        checked(self.kind, &self.range, &Bytes::copy_from_slice(key))?;
+        self.inner.get(key)
+    }
+
+    fn scan(&self, range: KeyRange, order: Order) -> Box<dyn Iterator<Item = Result<Pair>> + Send + '_> {
+        let (kind, damaged) = (self.kind, self.range.clone());
+        let checked = move |pair: Pair| checked(kind, &damaged, &pair.0).map(|()| pair);
+        Box::new(self.inner.scan(range, order).map(move |pair| pair.and_then(&checked)))
     }
 }

@@ -254,12 +254,12 @@ pub async fn strike(fault: Fault, rig: &mut Rig<'_>) -> (String, Instant) {
         Fault::PowerLoss { node } => lose_power(rig, &[node]),
         Fault::PowerLossOfAll => lose_power(rig, &Vec::from_iter(0..NODES)),
         Fault::WriteError { node } => {
-            ends_by_itself(&mut nodes[node], || rig.disks[node].cut(), "Input/output error");
+            ends_by_itself(&mut nodes[node], || rig.disks[node].cut(), DISK_FAILED);
             rig.disks[node].remount();
             nodes[node].start();
         }
         Fault::FsyncError { node } => {
-            let said = ends_by_itself(&mut nodes[node], || rig.disks[node].fail(), "Input/output error");
+            let said = ends_by_itself(&mut nodes[node], || rig.disks[node].fail(), DISK_FAILED);
             if !said.contains("can't fsync") {
                 kind = Fault::WriteError { node }.kind();
             }
@@ -307,14 +307,19 @@ fn lose_power(rig: &mut Rig<'_>, of: &[usize]) {
     of.iter().for_each(|node| rig.cluster.nodes[*node].start());
 }
 
-/// A process that sees its disk fail does not know what is on it: it ends, and says why. Returns what it said.
-pub fn ends_by_itself(node: &mut Daemon, spoil: impl FnOnce(), why: &str) -> String {
+/// What a failed disk answers; the second if its file system noticed first.
+const DISK_FAILED: &[&str] = &["Input/output error", "Read-only file system"];
+
+/// A process that sees its disk fail does not know what is on it: it ends, and says why: one of `whys`. Returns
+/// what it said.
+pub fn ends_by_itself(node: &mut Daemon, spoil: impl FnOnce(), whys: &[&str]) -> String {
     let said_before = node.log().len();
     spoil();
     let code = tokio::task::block_in_place(|| node.wait_end(ENDS_WITHIN));
     let log = node.log();
     assert_eq!(code, Some(1), "{log}");
     let said = &log[said_before..];
-    assert!(said.contains(why) && !said.contains("panicked"), "it does not say {why:?}:\n{log}");
+    let says_why = whys.iter().any(|why| said.contains(why));
+    assert!(says_why && !said.contains("panicked"), "it does not say {whys:?}:\n{log}");
     said.to_string()
 }

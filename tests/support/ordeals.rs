@@ -47,6 +47,8 @@ fn bulk() -> String {
 pub async fn low_disk(rig: &Rig<'_>, node: usize, quarters: u64) {
     let name = &rig.cluster.nodes[node].name;
     let channel = rig.cluster.nodes[node].channel();
+    // A node whose disk is low is given nothing to lead.
+    rig.cluster.leads_something(node).await;
     rig.disks[node].fill((DISK_RESERVE_MIB << 20) / 4 * quarters);
     let started = Instant::now();
     // Leaders move now and then: what is asked of one may meet another.
@@ -101,7 +103,7 @@ pub async fn no_space(rig: &mut Rig<'_>, node: usize) {
         }
     });
     let (victim, disk) = (&mut rig.cluster.nodes[node], &rig.disks[node]);
-    ends_by_itself(victim, || disk.fill(FULL_BYTES), "No space left on device");
+    ends_by_itself(victim, || disk.fill(FULL_BYTES), &["No space left on device"]);
     writing.abort();
     disk.make_room();
     victim.set(DISK_RESERVE, Some(&format!("{DISK_RESERVE_MIB}MiB")));

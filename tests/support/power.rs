@@ -120,6 +120,9 @@ impl PowerCut {
 
     pub fn make_room(&self) {
         std::fs::remove_file(self.ballast()).expect("the ballast is there");
+        // Or it comes back with the power.
+        let folder = File::open(&self.mount_point).expect("the folder can be opened");
+        folder.sync_all().expect("what was removed stays removed");
     }
 
     fn ballast(&self) -> PathBuf {
