@@ -76,9 +76,12 @@ pub fn decide(desired: &Desired, observed: &Observed) -> Step {
     }
     let members: BTreeSet<ReplicaId> = voters.iter().chain(&observed.learners).copied().collect();
     let here = observed.here;
-    if desired.voters.is_empty() || !voters.contains(&here) {
-        // Nobody to move to; or a leader that no longer votes, which steps down by itself.
-        return Step::Nothing;
+    if desired.voters.is_empty() {
+        return Step::Nothing; // nobody to move to
+    }
+    if !voters.contains(&here) {
+        // Elected while the change that took its vote was not committed yet: it would lead for good.
+        return hand_over(desired, observed, &voters);
     }
     let wanted = || desired.voters.iter().chain(&desired.learners).copied();
     let report = || {
@@ -126,11 +129,16 @@ pub fn decide(desired: &Desired, observed: &Observed) -> Step {
 /// could crash with the only log that says that it has no vote. Then it can't be elected any more, and
 /// its log is longer than those that it must vote for.
 fn flatten(desired: &Desired, observed: &Observed, newer: &BTreeSet<ReplicaId>) -> Step {
-    if newer.contains(&observed.here) {
-        return Step::Flatten;
+    match newer.contains(&observed.here) {
+        true => Step::Flatten,
+        false => hand_over(desired, observed, newer),
     }
-    let preferred = desired.preferred_leader.filter(|replica| newer.contains(replica));
-    let mut successors = preferred.into_iter().chain(newer.iter().copied());
+}
+
+/// To a voter that has everything, if there is one.
+fn hand_over(desired: &Desired, observed: &Observed, voters: &BTreeSet<ReplicaId>) -> Step {
+    let preferred = desired.preferred_leader.filter(|replica| voters.contains(replica));
+    let mut successors = preferred.into_iter().chain(voters.iter().copied());
     successors.find(|replica| observed.is_complete(*replica)).map_or(Step::Nothing, Step::TransferLeader)
 }
 

@@ -455,7 +455,7 @@ mod tests {
         }
 
         #[test]
-        fn votes_survive(term: u64, index: u64, transfer: bool, pre: bool) {
+        fn votes_survive(term in 0..=u64::MAX / 2, index in 0..=u64::MAX / 2, transfer: bool, pre: bool) {
             let mut request = VoteRequest::new(Vote::new(term, FROM.0), some_id(term, index));
             request.leadership_transfer = transfer;
             match (pre, Request::decode(FROM, encode_vote_request(&request, pre)).unwrap()) {

@@ -54,6 +54,12 @@ const CHUNK_PAIRS_MAX: usize = 256;
 /// ... or until they hold this many bytes.
 const CHUNK_BYTES_MAX: usize = 256 * 1024;
 
+/// Written after this many bytes is what was not: sled writes buffers of 512 KiB by seven threads, never more,
+/// which cut the file's free end off, too; whoever needs the next buffer waits for the cut, and holds a lock that
+/// they need. With seven buffers under way in front of a cut they all wait for ever. A batch takes some times its
+/// bytes there, for pages are written whole now and then.
+const SETTLE_BYTES: usize = 256 * 1024;
+
 /// tmpfs and ramfs, as `statfs` names them.
 const VOLATILE_FILE_SYSTEMS: [rustix::fs::FsWord; 2] = [0x0102_1994, 0x8584_58f6];
 
@@ -77,7 +83,8 @@ struct Shared {
     /// disk under a large value) it would wait for ever for a buffer that nobody completes. Holds the first
     /// error: whoever hears of it next may be the one who ends the process, and must say why.
     failed: OnceLock<String>,
-    writer: Mutex<()>,
+    /// One writes at a time; how many bytes were applied since sled last wrote all that it had.
+    writer: Mutex<usize>,
     state: RwLock<State>,
 }
 
@@ -116,7 +123,7 @@ impl Sled {
             cache_bytes: options.cache_bytes,
             shared: Arc::new(Shared {
                 failed: OnceLock::new(),
-                writer: Mutex::new(()),
+                writer: Mutex::default(),
                 state: RwLock::new(state),
             }),
             checkpoint: Mutex::default(),
@@ -127,7 +134,7 @@ impl Sled {
 // A panic under these locks leaves nothing half-changed that matters: PreImages' methods don't panic,
 // and after a panic inside sled, sled itself answers with its error.
 impl Shared {
-    fn writer(&self) -> MutexGuard<'_, ()> {
+    fn writer(&self) -> MutexGuard<'_, usize> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -192,7 +199,7 @@ impl Engine for Sled {
     fn apply(&self, batch: Batch) -> Result<()> {
         batch.check(Kind::Sled)?;
         let writes = batch.into_last_writes();
-        let _writer = self.shared.writer();
+        let mut unsettled = self.shared.writer();
         self.shared.check_working()?;
         let mut kept = Vec::new();
         {
@@ -203,6 +210,7 @@ impl Engine for Sled {
                 }
             }
         }
+        *unsettled += writes.iter().map(Write::bytes).sum::<usize>();
         let mut sled_batch = sled::Batch::default();
         for write in writes {
             match write {
@@ -214,7 +222,15 @@ impl Engine for Sled {
         state.db()?;
         state.preimages.record(kept);
         let applied = state.db()?.apply_batch(sled_batch);
-        self.shared.note(applied.map_err(|error| convert(error, || "applying a batch".into())))
+        self.shared.note(applied.map_err(|error| convert(error, || "applying a batch".into())))?;
+        if *unsettled < SETTLE_BYTES {
+            return Ok(());
+        }
+        let db = state.db()?.clone();
+        // Others may read meanwhile.
+        drop(state);
+        *unsettled = 0;
+        self.shared.note(db.flush().map(|_| ()).map_err(|error| convert(error, || "flushing".into())))
     }
 
     fn view(&self) -> Result<Box<dyn View>> {

@@ -19,6 +19,9 @@ pub use ports::free_port;
 /// How long a daemon may take from its start until it serves.
 const SERVES_WITHIN: Duration = Duration::from_secs(30);
 
+/// Longer than any call may take.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(90);
+
 /// How long an answer of the HTTP port may take.
 const HTTP_WITHIN: Duration = Duration::from_secs(10);
 
@@ -247,7 +250,9 @@ impl Daemon {
 
     /// A connection that comes up when it is first used.
     pub fn channel(&self) -> Channel {
-        Endpoint::from_shared(format!("http://{}", self.address())).unwrap().connect_lazy()
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address())).unwrap();
+        // What hangs is to be a failure that says where.
+        endpoint.timeout(ANSWERS_WITHIN).connect_lazy()
     }
 
     /// Waits until every partition has its leader; returns how long that took.

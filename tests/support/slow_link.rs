@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -19,6 +19,8 @@ type InterfaceRequest = [u8; 40];
 const TUN_WITHOUT_INFO: u16 = 0x1001;
 
 const DEVICE: &str = "slow";
+
+const GONE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Longest packet; nothing on these hosts is configured to send a longer one.
 const PACKET_BYTES: usize = 2048;
@@ -119,14 +121,23 @@ fn tun(namespace: &str) -> File {
             let mut request: InterfaceRequest = [0; 40];
             request[..DEVICE.len()].copy_from_slice(DEVICE.as_bytes());
             request[16..18].copy_from_slice(&TUN_WITHOUT_INFO.to_ne_bytes());
-            // SAFETY: the opcode takes a pointer to a struct ifreq of 40 bytes, which lives through the call.
-            #[allow(unsafe_code)] // no safe wrapper knows this ioctl
-            let result = unsafe {
-                let set = rustix::ioctl::Setter::<SET_INTERFACE, InterfaceRequest>::new(request);
-                rustix::ioctl::ioctl(&tun, set)
-            };
-            result.expect("a tun device can be made");
-            File::from(tun)
+            let asked = Instant::now();
+            loop {
+                // SAFETY: the opcode takes a pointer to a struct ifreq of 40 bytes, which lives through the call.
+                #[allow(unsafe_code)] // no safe wrapper knows this ioctl
+                let result = unsafe {
+                    let set = rustix::ioctl::Setter::<SET_INTERFACE, InterfaceRequest>::new(request);
+                    rustix::ioctl::ioctl(&tun, set)
+                };
+                match result {
+                    Ok(()) => return File::from(tun),
+                    // The last one of this name goes with its last descriptor, a moment after it was closed.
+                    Err(rustix::io::Errno::BUSY) if asked.elapsed() < GONE_WITHIN => {
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                    Err(error) => panic!("a tun device can't be made: {error}"),
+                }
+            }
         });
         made.join().expect("it does not panic")
     })

@@ -52,6 +52,12 @@ fn each_rule_by_itself() {
             Step::ChangeVoters(rs(&[1, 2, 4])),
         ),
         (
+            "who leads without a vote hands over to who votes",
+            desired(&[1, 2, 4], &[]),
+            Observed { here: r(3), ..observed(&[1, 2, 4], &[3]) },
+            Step::TransferLeader(r(1)),
+        ),
+        (
             "the left over goes last",
             desired(&[1, 2, 4], &[]),
             observed(&[1, 2, 4], &[3]),
