@@ -38,7 +38,7 @@ DEBS := binutils cpio debootstrap dpkg-dev iproute2 lintian mandoc nftables proc
 
 .DEFAULT_GOAL := build
 .SUFFIXES:
-.PHONY: help run build server cli proto test test-deps test-system torture ledger simulate fuzz lint fmt deb rpm stage
+.PHONY: help run build server cli proto test test-deps test-system torture ledger bench-peers simulate fuzz lint fmt deb rpm stage
 .PHONY: clean
 
 help: ## list the commands
@@ -108,6 +108,9 @@ torture: ## faults by the dice and checked histories, for MINUTES (as root, afte
 
 ledger: ## what make torture has tried so far, as a table
 	@tests/ledger_summary.py $(LEDGER)
+
+bench-peers: build ## measure beside ETCD and REDIS (paths of their binaries) and a gRPC echo: half an hour
+	ETCD=$(ETCD) REDIS=$(REDIS) benches/compare
 
 simulate: ## run SEEDS simulated clusters (500), from seed FROM (1) on
 	RUSHKV_SIM_SEEDS=$(or $(SEEDS),500) RUSHKV_SIM_FROM=$(or $(FROM),1) \
