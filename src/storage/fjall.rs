@@ -16,7 +16,7 @@
 //!   and `db.rs` `recover` replays only what is newer.
 //! - `journal/writer.rs` `rotate`: a journal is fsynced before its successor is created.
 //!
-//! There are two exceptions, which [`fjall_journal`] mends: after a power loss a page in the *middle* of
+//! [`fjall_version`] checks what fjall does not. There are two exceptions, which [`fjall_journal`] mends: after a power loss a page in the *middle* of
 //! a batch that was never fsynced can be missing while its End is there; and after an fsync that failed,
 //! replay reads from memory what the disk does not have.
 
@@ -37,7 +37,7 @@ use super::{
     Batch, Engine, Error, KeyRange, Kind, Options, Order, Pair, Result, Sizes, View, Write, closed,
     delete_by_batches, dir,
     fjall_journal::{self, Found, Mark},
-    is_empty_range,
+    fjall_version, is_empty_range,
 };
 
 /// The one keyspace.
@@ -94,6 +94,10 @@ impl Fjall {
         let opening = || format!("opening {}", dir.display());
         std::fs::create_dir_all(dir).map_err(|error| io_error(opening(), error))?;
         let mark = Mark::open(dir).map_err(|error| io_error(opening(), error))?;
+        let damage = fjall_version::damage(dir).map_err(|error| io_error("reading its versions", error))?;
+        if let Some(message) = damage {
+            return Err(Error::Corrupt { engine: Kind::Fjall, message });
+        }
         // Before fjall reads it: what it recovers counts as durable from then on.
         let rewritten = mark.read().and_then(|durable| fjall_journal::rewrite_undurable(dir, durable));
         let bytes = rewritten.map_err(|error| io_error("writing the end of the journal again", error))?;

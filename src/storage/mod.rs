@@ -11,6 +11,7 @@ mod data_dir;
 mod dir;
 mod fjall;
 mod fjall_journal;
+mod fjall_version;
 mod memory;
 mod preimages;
 mod sled;
