@@ -11,8 +11,8 @@ use openraft::raft::{
 };
 
 use super::codec::{
-    decode_payload, decode_stored_membership, encode_stored_membership, payload_bytes, put_log_id,
-    put_payload, put_vote, take_log_id, take_vote,
+    self, decode_payload, decode_stored_membership, encode_stored_membership, payload_bytes, put_log_id,
+    put_payload, put_vote,
 };
 use super::types::{Entry, RaftLogId, SnapshotMeta, TypeConfig, Vote, log_id, raft_log_id};
 use crate::codec::{Malformed, Reader, Writer as _};
@@ -204,6 +204,28 @@ fn take_kind(input: &mut Reader) -> Result<u8, Malformed> {
     match input.u8()? {
         VERSION => input.u8(),
         other => Err(input.error(format!("it is of version {other}, this program knows version {VERSION}"))),
+    }
+}
+
+/// Terms and indexes are counted up from: one that no log can reach would overflow somewhere. What a replica has
+/// stored is not held to this, so that it can count on from what it was told.
+const COUNT_MAX: u64 = u64::MAX / 4;
+
+fn take_log_id(input: &mut Reader) -> Result<Option<LogId>, Malformed> {
+    let id = codec::take_log_id(input)?;
+    match id {
+        Some(LogId { term, index }) if term.max(index) > COUNT_MAX => {
+            Err(input.error(format!("no log reaches term {term}, index {index}")))
+        }
+        id => Ok(id),
+    }
+}
+
+fn take_vote(input: &mut Reader) -> Result<Vote, Malformed> {
+    let vote = codec::take_vote(input)?;
+    match vote.leader_id.term {
+        ..=COUNT_MAX => Ok(vote),
+        term => Err(input.error(format!("no election reaches term {term}"))),
     }
 }
 
@@ -444,6 +466,17 @@ mod tests {
         assert_eq!(left.entries, right.entries);
     }
 
+    #[test]
+    fn what_no_log_reaches_is_refused() {
+        let decoded = |term, index| {
+            let request = VoteRequest::new(Vote::new(term, FROM.0), some_id(1, index));
+            Request::decode(FROM, encode_vote_request(&request, false))
+        };
+        decoded(COUNT_MAX, COUNT_MAX).unwrap();
+        decoded(COUNT_MAX + 1, 1).unwrap_err();
+        decoded(1, u64::MAX).unwrap_err();
+    }
+
     proptest! {
         #[test]
         fn appends_survive(first in 0u64..5, commands: Vec<Vec<u8>>) {
@@ -455,7 +488,7 @@ mod tests {
         }
 
         #[test]
-        fn votes_survive(term in 0..=u64::MAX / 2, index in 0..=u64::MAX / 2, transfer: bool, pre: bool) {
+        fn votes_survive(term in 0..=COUNT_MAX, index in 0..=COUNT_MAX, transfer: bool, pre: bool) {
             let mut request = VoteRequest::new(Vote::new(term, FROM.0), some_id(term, index));
             request.leadership_transfer = transfer;
             match (pre, Request::decode(FROM, encode_vote_request(&request, pre)).unwrap()) {

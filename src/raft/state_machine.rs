@@ -32,10 +32,10 @@ use crate::types::{LogId, LogKey};
 const BATCH_ENTRIES_MAX: usize = 1024;
 
 /// About the most bytes in one engine batch.
-const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+const BATCH_BYTES_MAX: usize = 512 * 1024;
 
 /// How much of an installed snapshot is written at once.
-const INSTALL_BYTES: usize = 1024 * 1024;
+const INSTALL_BYTES: usize = 512 * 1024;
 
 /// The space that readers of a group use; replaced when a snapshot is installed.
 #[derive(Debug, Clone)]

@@ -238,6 +238,9 @@ pub trait View: Send {
 /// engine's log and write buffer, large enough that its fixed cost does not count.
 const DELETE_BATCH_KEYS: usize = 1024;
 
+/// The same in bytes of what is deleted: sled writes the pages anew that held it.
+const DELETE_BATCH_BYTES: usize = 256 * 1024;
+
 /// [`Engine::delete_range`] for engines that have nothing better. Each batch starts from a view of
 /// its own, so that what was deleted is neither kept alive nor walked over again.
 fn delete_by_batches(engine: &dyn Engine, range: KeyRange) -> Result<()> {
@@ -245,8 +248,14 @@ fn delete_by_batches(engine: &dyn Engine, range: KeyRange) -> Result<()> {
     loop {
         let view = engine.view()?;
         let mut batch = Batch::default();
+        let mut bytes = 0;
         for pair in view.scan((low.clone(), high.clone()), Order::Ascending).take(DELETE_BATCH_KEYS) {
-            batch.delete(pair?.0);
+            let (key, value) = pair?;
+            bytes += key.len() + value.len();
+            batch.delete(key);
+            if bytes >= DELETE_BATCH_BYTES {
+                break;
+            }
         }
         drop(view);
         match batch.writes.last() {

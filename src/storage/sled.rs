@@ -54,11 +54,20 @@ const CHUNK_PAIRS_MAX: usize = 256;
 /// ... or until they hold this many bytes.
 const CHUNK_BYTES_MAX: usize = 256 * 1024;
 
-/// Written after this many bytes is what was not: sled writes buffers of 512 KiB by seven threads, never more,
-/// which cut the file's free end off, too; whoever needs the next buffer waits for the cut, and holds a lock that
-/// they need. With seven buffers under way in front of a cut they all wait for ever. A batch takes some times its
-/// bytes there, for pages are written whole now and then.
-const SETTLE_BYTES: usize = 256 * 1024;
+/// sled writes its buffers by seven threads, and never gets more: it loses count of them when all are busy. They
+/// also cut off the free end of its file. Whoever needs the next 512 KiB of it waits for the cut, holding a lock
+/// that they need; with seven writes queued before a cut, all wait for ever. A batch makes two writes or more. So
+/// after every second one, and after these many bytes, what sled has is written before there is more. A single
+/// batch of megabytes can still be too much: then the service manager's watchdog ends the process.
+const UNSETTLED_BYTES_MAX: usize = 256 * 1024;
+const UNSETTLED_BATCHES_MAX: usize = 2;
+
+/// What was applied since sled last wrote all that it had.
+#[derive(Default)]
+struct Unsettled {
+    batches: usize,
+    bytes: usize,
+}
 
 /// tmpfs and ramfs, as `statfs` names them.
 const VOLATILE_FILE_SYSTEMS: [rustix::fs::FsWord; 2] = [0x0102_1994, 0x8584_58f6];
@@ -83,8 +92,8 @@ struct Shared {
     /// disk under a large value) it would wait for ever for a buffer that nobody completes. Holds the first
     /// error: whoever hears of it next may be the one who ends the process, and must say why.
     failed: OnceLock<String>,
-    /// One writes at a time; how many bytes were applied since sled last wrote all that it had.
-    writer: Mutex<usize>,
+    /// One writes at a time.
+    writer: Mutex<Unsettled>,
     state: RwLock<State>,
 }
 
@@ -134,7 +143,7 @@ impl Sled {
 // A panic under these locks leaves nothing half-changed that matters: PreImages' methods don't panic,
 // and after a panic inside sled, sled itself answers with its error.
 impl Shared {
-    fn writer(&self) -> MutexGuard<'_, usize> {
+    fn writer(&self) -> MutexGuard<'_, Unsettled> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -210,7 +219,8 @@ impl Engine for Sled {
                 }
             }
         }
-        *unsettled += writes.iter().map(Write::bytes).sum::<usize>();
+        unsettled.batches += 1;
+        unsettled.bytes += writes.iter().map(Write::bytes).sum::<usize>();
         let mut sled_batch = sled::Batch::default();
         for write in writes {
             match write {
@@ -223,13 +233,13 @@ impl Engine for Sled {
         state.preimages.record(kept);
         let applied = state.db()?.apply_batch(sled_batch);
         self.shared.note(applied.map_err(|error| convert(error, || "applying a batch".into())))?;
-        if *unsettled < SETTLE_BYTES {
+        if unsettled.batches < UNSETTLED_BATCHES_MAX && unsettled.bytes < UNSETTLED_BYTES_MAX {
             return Ok(());
         }
         let db = state.db()?.clone();
         // Others may read meanwhile.
         drop(state);
-        *unsettled = 0;
+        *unsettled = Unsettled::default();
         self.shared.note(db.flush().map(|_| ()).map_err(|error| convert(error, || "flushing".into())))
     }
 
