@@ -175,14 +175,6 @@ impl Write {
             Write::Put(key, _) | Write::Delete(key) => key,
         }
     }
-
-    /// Of the key and the value.
-    pub fn bytes(&self) -> usize {
-        match self {
-            Write::Put(key, value) => key.len() + value.len(),
-            Write::Delete(key) => key.len(),
-        }
-    }
 }
 
 /// What an engine takes up.

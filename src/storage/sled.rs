@@ -56,18 +56,14 @@ const CHUNK_BYTES_MAX: usize = 256 * 1024;
 
 /// sled writes its buffers by seven threads, and never gets more: it loses count of them when all are busy. They
 /// also cut off the free end of its file. Whoever needs the next 512 KiB of it waits for the cut, holding a lock
-/// that they need; with seven writes queued before a cut, all wait for ever. A batch makes two writes or more. So
-/// after every second one, and after these many bytes, what sled has is written before there is more. A single
-/// batch of megabytes can still be too much: then the service manager's watchdog ends the process.
+/// that they need; with seven writes queued before a cut, all wait for ever. So after these many bytes what sled
+/// has is written before there is more. That makes it unlikely, and no more: to wait after every second batch,
+/// which makes two writes or more, took nine tenths of the puts. The service manager's watchdog ends a process
+/// that hangs.
 const UNSETTLED_BYTES_MAX: usize = 256 * 1024;
-const UNSETTLED_BATCHES_MAX: usize = 2;
 
-/// What was applied since sled last wrote all that it had.
-#[derive(Default)]
-struct Unsettled {
-    batches: usize,
-    bytes: usize,
-}
+/// What a delete counts: it makes sled write a page anew, and frees what is cut off later.
+const DELETE_BYTES: usize = 1024;
 
 /// tmpfs and ramfs, as `statfs` names them.
 const VOLATILE_FILE_SYSTEMS: [rustix::fs::FsWord; 2] = [0x0102_1994, 0x8584_58f6];
@@ -92,8 +88,8 @@ struct Shared {
     /// disk under a large value) it would wait for ever for a buffer that nobody completes. Holds the first
     /// error: whoever hears of it next may be the one who ends the process, and must say why.
     failed: OnceLock<String>,
-    /// One writes at a time.
-    writer: Mutex<Unsettled>,
+    /// One writes at a time; how many bytes were applied since sled last wrote all that it had.
+    writer: Mutex<usize>,
     state: RwLock<State>,
 }
 
@@ -143,7 +139,7 @@ impl Sled {
 // A panic under these locks leaves nothing half-changed that matters: PreImages' methods don't panic,
 // and after a panic inside sled, sled itself answers with its error.
 impl Shared {
-    fn writer(&self) -> MutexGuard<'_, Unsettled> {
+    fn writer(&self) -> MutexGuard<'_, usize> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -219,8 +215,7 @@ impl Engine for Sled {
                 }
             }
         }
-        unsettled.batches += 1;
-        unsettled.bytes += writes.iter().map(Write::bytes).sum::<usize>();
+        *unsettled += writes.iter().map(cost).sum::<usize>();
         let mut sled_batch = sled::Batch::default();
         for write in writes {
             match write {
@@ -233,13 +228,13 @@ impl Engine for Sled {
         state.preimages.record(kept);
         let applied = state.db()?.apply_batch(sled_batch);
         self.shared.note(applied.map_err(|error| convert(error, || "applying a batch".into())))?;
-        if unsettled.batches < UNSETTLED_BATCHES_MAX && unsettled.bytes < UNSETTLED_BYTES_MAX {
+        if *unsettled < UNSETTLED_BYTES_MAX {
             return Ok(());
         }
         let db = state.db()?.clone();
         // Others may read meanwhile.
         drop(state);
-        *unsettled = Unsettled::default();
+        *unsettled = 0;
         self.shared.note(db.flush().map(|_| ()).map_err(|error| convert(error, || "flushing".into())))
     }
 
@@ -291,6 +286,14 @@ impl Drop for Sled {
             // Not closed before: somebody else tells of the error, or nobody waits for one.
             let _ = release(db, &self.dir, &self.shared);
         }
+    }
+}
+
+/// What a write adds to what sled has not written yet.
+fn cost(write: &Write) -> usize {
+    match write {
+        Write::Put(key, value) => key.len() + value.len(),
+        Write::Delete(key) => key.len() + DELETE_BYTES,
     }
 }
 
