@@ -109,7 +109,7 @@ torture: ## faults by the dice and checked histories, for MINUTES (as root, afte
 ledger: ## what make torture has tried so far, as a table
 	@tests/ledger_summary.py $(LEDGER)
 
-bench-peers: build ## measure beside ETCD and REDIS (paths of their binaries) and a gRPC echo: half an hour
+bench-peers: build ## measure beside ETCD and REDIS (paths of their binaries) and a gRPC echo
 	ETCD=$(ETCD) REDIS=$(REDIS) benches/compare
 
 simulate: ## run SEEDS simulated clusters (500), from seed FROM (1) on

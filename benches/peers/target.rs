@@ -144,7 +144,7 @@ impl Target {
                 found.records.first().map(|record| record.value.len())
             }
             Target::Redis(redis) => redis.get(&key).await?,
-            // A request as small as a get's, an answer as large.
+            // It answers with what it is sent: its request is as large as a get's answer.
             Target::Echo(grpc) => {
                 let value = like.clone();
                 let echo: KeyValue = unary(grpc, "/bench.Echo/One", KeyValue { key, value }).await?;

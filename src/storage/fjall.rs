@@ -16,9 +16,10 @@
 //!   and `db.rs` `recover` replays only what is newer.
 //! - `journal/writer.rs` `rotate`: a journal is fsynced before its successor is created.
 //!
-//! [`fjall_version`] checks what fjall does not. There are two exceptions, which [`fjall_journal`] mends: after a power loss a page in the *middle* of
+//! There are two exceptions, which [`fjall_journal`] mends: after a power loss a page in the *middle* of
 //! a batch that was never fsynced can be missing while its End is there; and after an fsync that failed,
-//! replay reads from memory what the disk does not have.
+//! replay reads from memory what the disk does not have. [`fjall_version`] looks at a checksum at which fjall
+//! does not.
 
 use std::borrow::Cow;
 use std::fmt;

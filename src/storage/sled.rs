@@ -58,7 +58,7 @@ const CHUNK_BYTES_MAX: usize = 256 * 1024;
 /// also cut off the free end of its file. Whoever needs the next 512 KiB of it waits for the cut, holding a lock
 /// that they need; with seven writes queued before a cut, all wait for ever. So after these many bytes what sled
 /// has is written before there is more. That makes it unlikely, and no more: to wait after every second batch,
-/// which makes two writes or more, took nine tenths of the puts. The service manager's watchdog ends a process
+/// which makes two writes or more, took nine tenths of the puts on a busy disk. The service manager's watchdog ends a process
 /// that hangs.
 const UNSETTLED_BYTES_MAX: usize = 256 * 1024;
 

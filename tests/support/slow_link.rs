@@ -20,6 +20,7 @@ const TUN_WITHOUT_INFO: u16 = 0x1001;
 
 const DEVICE: &str = "slow";
 
+/// How long a device may stay after its last descriptor was closed.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Longest packet; nothing on these hosts is configured to send a longer one.
@@ -131,8 +132,7 @@ fn tun(namespace: &str) -> File {
                 };
                 match result {
                     Ok(()) => return File::from(tun),
-                    // The last one of this name goes with its last descriptor, a moment after it was closed.
-                    Err(rustix::io::Errno::BUSY) if asked.elapsed() < GONE_WITHIN => {
+                    Err(Errno::BUSY) if asked.elapsed() < GONE_WITHIN => {
                         std::thread::sleep(Duration::from_millis(20));
                     }
                     Err(error) => panic!("a tun device can't be made: {error}"),
