@@ -14,6 +14,13 @@ use rushkv::proto::v1::LeaveRequest;
 use rushkv::proto::v1::cluster_client::ClusterClient;
 use rushkv::types::{NodeId, ReplicaId};
 
+/// Two nodes of one cluster once drew the same port.
+#[test]
+fn a_port_is_given_out_once() {
+    let ports: std::collections::BTreeSet<u16> = (0..200).map(|_| process::free_port()).collect();
+    assert_eq!(ports.len(), 200);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_was_removed_hears_of_it() {
     let mut cluster = Cluster::start(3, "fjall").await;

@@ -14,7 +14,7 @@ use tonic::transport::{Channel, Endpoint};
 
 #[path = "ports.rs"]
 mod ports;
-pub use ports::free_port;
+pub use ports::{HTTP_OFFSET, free_port};
 
 /// How long a daemon may take from its start until it serves.
 const SERVES_WITHIN: Duration = Duration::from_secs(30);
@@ -24,9 +24,6 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(90);
 
 /// How long an answer of the HTTP port may take.
 const HTTP_WITHIN: Duration = Duration::from_secs(10);
-
-/// From the gRPC port to the HTTP port; `free_port` has looked at both.
-const HTTP_OFFSET: u16 = 1100;
 
 pub struct Daemon {
     child: Option<Child>,
