@@ -139,6 +139,110 @@ async fn a_comparison_finds_a_leader_that_differs_on_fjall() {
     found_and_repaired("fjall", true, Finds::Comparison).await;
 }
 
+const LARGE_VALUES: u64 = 1000;
+
+fn large_value(number: u64) -> Vec<u8> {
+    let words = (0..128).map(|word: u64| xxhash_rust::xxh3::xxh3_64_with_seed(&word.to_le_bytes(), number));
+    words.flat_map(u64::to_le_bytes).collect()
+}
+
+/// A bit of one large value of the partition, and of each former version of its page. In the middle of what the node
+/// has of it: it shares no page with what the node keeps of its replicas. Returns what the file was.
+async fn damage_page(client: &Client, partition: u32, data_dir: &std::path::Path) -> Vec<u8> {
+    let mut of_partition = Vec::new();
+    for number in 0..LARGE_VALUES {
+        let key = format!("large-{number}");
+        if partition_of(client, &key).await.id == partition {
+            of_partition.push((key, number));
+        }
+    }
+    of_partition.sort();
+    let value = large_value(of_partition[of_partition.len() / 2].1);
+    let path = data_dir.join("engine/db");
+    let before = std::fs::read(&path).unwrap();
+    let mut content = before.clone();
+    let windows = content.windows(value.len()).enumerate();
+    let found: Vec<usize> = windows.filter(|(_, there)| *there == value).map(|(at, _)| at).collect();
+    found.iter().for_each(|at| content[*at] ^= 1);
+    std::fs::write(&path, content).unwrap();
+    before
+}
+
+/// Starts the node as often as it ends, as the service manager does, until everything is whole; or it can't open what
+/// it has at all, and gets `before` back.
+async fn is_mended(cluster: &mut Cluster, client: &Client, at: usize, before: &[u8]) {
+    let started = Instant::now();
+    loop {
+        let node = &mut cluster.nodes[at];
+        if !node.is_running() || node.has_ended() {
+            node.is_running().then(|| node.wait_end(WAIT_MAX));
+            let log = node.log();
+            if log.lines().rfind(|line| line.contains("ERROR")).is_some_and(|last| last.contains("opening")) {
+                std::fs::write(node.data_dir.join("engine/db"), before).unwrap();
+            }
+            node.start();
+        }
+        let is_whole = |all: &Vec<rushkv::proto::v1::Comparison>| {
+            all.iter().all(|one| one.agreement() == Agreement::Same && one.replicas.len() == 3)
+        };
+        let compared = client.compare(Vec::new()).await;
+        if compared.as_ref().is_ok_and(is_whole)
+            && info(cluster.nodes[at].channel()).await.is_ok_and(|told| told.problems.is_empty())
+        {
+            return;
+        }
+        assert!(started.elapsed() < WAIT_MAX, "not mended: {compared:?}\n{}", cluster.logs());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// A page that was damaged is rebuilt with the replica that it belongs to. It stays in the engine's file, though,
+/// where it would end whatever process writes beside it: the next start makes the engine anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_engine_is_made_anew_and_gets_what_it_lacks() {
+    let mut cluster = Cluster::start(3, "sled").await;
+    let client = client(&cluster);
+    let puts: Vec<_> = (0..LARGE_VALUES)
+        .map(|n| rushkv::client::WriteOp::put(format!("large-{n}"), large_value(n)))
+        .collect();
+    for written in client.batch_write(&puts).await.unwrap() {
+        written.unwrap();
+    }
+    // sled looks at what it has not seen at a start before, and leaves out what is damaged, or does not open: then it
+    // is another partition's turn.
+    for partition in 2..7 {
+        for _ in 0..2 {
+            assert_eq!(cluster.nodes[2].stop(), Some(0), "{}", cluster.nodes[2].log());
+            cluster.nodes[2].start();
+            cluster.serve().await;
+        }
+        assert_eq!(cluster.nodes[2].stop(), Some(0), "{}", cluster.nodes[2].log());
+        let before = damage_page(&client, partition, &cluster.nodes[2].data_dir).await;
+        is_mended(&mut cluster, &client, 2, &before).await;
+        // What was damaged may be found by reading, and ends nothing then: one start finds that it can't be deleted,
+        // the next one makes the engine anew.
+        for _ in 0..2 {
+            assert_eq!(cluster.nodes[2].stop(), Some(0), "{}", cluster.nodes[2].log());
+            is_mended(&mut cluster, &client, 2, &before).await;
+        }
+        if cluster.nodes[2].log().contains("the engine was made anew") {
+            break;
+        }
+    }
+    assert!(cluster.nodes[2].log().contains("the engine was made anew"), "{}", cluster.logs());
+    let old_engine = cluster.nodes[2].data_dir.join("engine.old");
+    let started = Instant::now();
+    while old_engine.exists() {
+        assert!(started.elapsed() < WAIT_MAX, "{}", cluster.logs());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let through_it = Client::connect(&cluster.nodes[2].address()).unwrap();
+    for number in 0..LARGE_VALUES {
+        let found = through_it.get(format!("large-{number}")).await.unwrap();
+        assert!(found.is_some_and(|record| record.value == large_value(number)), "large-{number}");
+    }
+}
+
 /// Two copies: nobody can say which one is right. Nothing is thrown away, nothing is served as if it were right.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_copies_that_differ_are_refused_and_kept() {

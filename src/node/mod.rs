@@ -36,6 +36,7 @@ mod rebuilding;
 pub(crate) mod reconcile;
 pub(crate) mod reconciling;
 mod removed;
+mod renewing;
 mod scan;
 mod scrub;
 mod seat;

@@ -18,13 +18,13 @@ use super::promise::{JOINING, PREPARED};
 use super::seat::Beginning;
 use super::{
     CALLS_MAX, Deadline, Node, Options, checking, follow, forming, forward, reached, rebuilding, reconciling,
-    removed, scrub, upkeep,
+    removed, renewing, scrub, upkeep,
 };
 use crate::error::{Error, Reason, Result};
 use crate::proto::v1::{Founding, Joining};
-use crate::storage::{self, DataDir};
+use crate::storage::DataDir;
 use crate::transport::{self, Transport};
-use crate::types::{GroupId, NodeId};
+use crate::types::{GroupId, LogKey, NodeId};
 use crate::{raft, wal};
 
 /// The number of a node that founds a cluster alone.
@@ -166,6 +166,13 @@ impl Node {
         let recovered = self.store.unopened().iter().all(|key| key.group == GroupId::META)
             && seat.as_ref().is_none_or(|seat| seat.meta.is_recovered())
             && replicas.iter().all(|(_, replica)| replica.group.is_recovered());
+        // Nor is one redone that was just being opened.
+        let recovered = recovered && {
+            let meta = seat.as_ref().map(|seat| seat.meta.key());
+            let held: Vec<LogKey> =
+                replicas.iter().map(|(_, replica)| replica.group.key()).chain(meta).collect();
+            self.store.opened().iter().all(|key| held.contains(key))
+        };
         let whole = recovered || !self.store.is_redo();
         let stopping = async {
             if let Some(seat) = &seat {
@@ -247,8 +254,7 @@ fn recover(options: &Options, wal_metrics: wal::Metrics) -> Result<Opened> {
         )));
     }
     let started = Instant::now();
-    let engine =
-        storage::open(options.engine, &data_dir.engine_dir(), &options.engine_options).map_err(refused)?;
+    let engine = renewing::open_engine(&data_dir, options)?;
     let store = raft::Store::open(engine, data_dir.path(), clean).map_err(refused)?;
     tracing::info!(engine = %options.engine, clean, seconds = started.elapsed().as_secs_f64(), "engine opened");
     Ok(Opened { data_dir, wal, store: Arc::new(store), identity, founding, joining })

@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::{Instant, sleep};
 
 use super::Node;
-use crate::meta;
 use crate::types::{LogKey, PartitionId};
+use crate::{meta, raft};
 
 /// Between two looks at what is damaged here.
 const LOOK: Duration = Duration::from_secs(1);
@@ -24,10 +24,24 @@ pub(super) async fn run(node: Weak<Node>) {
     loop {
         sleep(LOOK).await;
         let Some(node) = node.upgrade() else { return };
+        let forgetting = node.clone();
+        // The other error: the runtime ends.
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || forgetting.forget_old_engine()).await {
+            tracing::warn!(%error, "the damaged engine that was replaced stays for now");
+        }
         for (partition, replica) in node.replicas() {
             let key = replica.group.key();
             let is_due = tried.get(&key).is_none_or(|last| last.elapsed() >= PAUSE);
             let suspect = replica.suspect.get().cloned();
+            if suspect.is_some() && replica.group.status().role == raft::Role::Leader {
+                // It serves nobody; another one may.
+                match replica.group.step_down(Instant::now() + TOLD_WITHIN).await {
+                    Ok(_) => {
+                        tracing::warn!(%partition, %key, "a leader whose copy is in doubt has stepped down")
+                    }
+                    Err(error) => tracing::debug!(%partition, %key, %error, "it goes on leading"),
+                }
+            }
             if !is_due || (replica.group.damage().is_none() && suspect.is_none()) {
                 continue;
             }

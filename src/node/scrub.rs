@@ -254,11 +254,15 @@ impl Node {
         let key = replica.group.key();
         let status = replica.group.status();
         let is_alone = status.voters == [key.replica] && status.learners.is_empty();
-        if !is_alone && !self.others_agree(partition, key.replica).await {
-            if replica.suspect.set(why).is_ok() {
-                tracing::error!(%partition, %key, "no other copies are known that agree: it is not replaced yet");
+        if !is_alone {
+            // Before the others are asked: of two that are damaged, neither may count on the other.
+            let is_new = replica.suspect.set(why.clone()).is_ok();
+            if !self.others_agree(partition, key.replica).await {
+                if is_new {
+                    tracing::error!(%partition, %key, "no other copies are known that agree: it is not replaced yet");
+                }
+                return;
             }
-            return;
         }
         if let Err(error) = replica.group.condemn(why).await {
             self.fail(format!("partition {partition}: the damage can't be noted: {error}"));

@@ -144,6 +144,12 @@ async fn look_after(node: Weak<Node>, checkpoint_seconds: Histogram) {
         }
         timer.observe_duration();
         (last_checkpoint, log_bytes, applied) = (Instant::now(), written, now_applied);
+        let store = node.store.clone();
+        // The other error: the runtime ends.
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || store.sweep_retired()).await {
+            node.failure.send_replace(Some(format!("deleting what was replaced: {error}")));
+            return;
+        }
     }
 }
 

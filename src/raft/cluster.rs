@@ -166,6 +166,7 @@ impl Node {
     /// Makes a checkpoint and lets the log go.
     pub async fn checkpoint(&self) {
         let reached = self.disk.store.checkpoint().unwrap();
+        self.disk.store.sweep_retired().unwrap();
         if let Some(Some(applied)) = reached.get(&key(self.id)) {
             self.group.checkpointed(*applied).await.unwrap();
         }

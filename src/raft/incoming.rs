@@ -150,7 +150,12 @@ impl<M: Machine> Receiver<M> {
             let verified = runtime::spawn_blocking(move || M::verify(&space)).await;
             if let Err(error) = verified.map_err(|error| error.to_string())? {
                 self.metrics.snapshots_abandoned.inc();
-                tracing::error!(key = %self.key, %from, %error, "a snapshot is not taken: its sender's copy is damaged");
+                match error.is_damage() {
+                    true => {
+                        tracing::error!(key = %self.key, %from, %error, "a snapshot is not taken: its sender's copy is damaged");
+                    }
+                    false => tracing::warn!(key = %self.key, %from, %error, "a snapshot is not taken"),
+                }
                 return Err(format!("the snapshot is not what was written: {error}"));
             }
         }

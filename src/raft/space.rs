@@ -11,7 +11,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use crate::storage::{self, Engine, KeyRange, Order, Pair, View};
 
 /// First byte of every data key in the engine; see `docs/formats/engine.md`.
-const DATA: u8 = b'd';
+pub(super) const DATA: u8 = b'd';
 
 /// The number of a space in its engine; never used for another replica or generation while keys of it
 /// are left.
@@ -50,7 +50,7 @@ impl Space {
 
     /// A consistent state of the space.
     pub fn view(&self) -> storage::Result<SpaceView> {
-        Ok(SpaceView { view: self.engine.view()?, space: self.clone() })
+        Ok(SpaceView { view: self.engine.view_of(self.key(&[]))?, space: self.clone() })
     }
 }
 

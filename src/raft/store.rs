@@ -87,8 +87,8 @@ struct Inner {
 }
 
 /// The replica's space, and what its state was when the space was born.
-struct Birth {
-    space: SpaceId,
+pub(super) struct Birth {
+    pub space: SpaceId,
     applied: Option<LogId>,
     membership: StoredMembership,
 }
@@ -138,6 +138,11 @@ impl Store {
         self.lock().unopened.iter().copied().collect()
     }
 
+    /// Replicas that were opened since the start and are still here, in order.
+    pub fn opened(&self) -> Vec<LogKey> {
+        self.lock().progress.keys().copied().collect()
+    }
+
     pub fn engine(&self) -> &Arc<dyn Engine> {
         &self.engine
     }
@@ -184,6 +189,11 @@ impl Store {
         Ok(self.engine.checkpoint()?)
     }
 
+    /// Whether the copy of any replica here is marked as one that can't be read. Blocks on the disk.
+    pub fn has_damage(&self) -> Result<bool, StoreError> {
+        has_damage(self.engine.as_ref())
+    }
+
     /// Replicas that were destroyed here: their ids must not be used again.
     pub fn tombstones(&self) -> Result<Vec<LogKey>, StoreError> {
         tombstones(self.engine.as_ref())
@@ -202,7 +212,7 @@ impl Store {
         let mut inner = self.lock();
         inner.progress.remove(&key);
         inner.unopened.remove(&key);
-        // Its records go when the last reader has.
+        // Its records go when the last reader has: see `sweep_retired`.
         inner.retired.push(space);
         Ok(())
     }
@@ -260,12 +270,12 @@ impl Store {
     /// Deletes a space that nobody needs any more, soon and apart from the caller.
     pub(crate) fn discard(self: &Arc<Self>, space: Space) {
         self.lock().retired.push(space);
-        // Outside of a runtime, the next checkpoint does it.
+        // Outside of a runtime, the next sweep does it.
         if tokio::runtime::Handle::try_current().is_ok() {
             let store = self.clone();
             runtime::spawn_blocking(move || {
                 if let Err(error) = store.sweep_retired() {
-                    tracing::error!(%error, "a space could not be deleted; the next checkpoint tries again");
+                    tracing::error!(%error, "a space could not be deleted; the next sweep tries again");
                 }
             });
         }
@@ -301,11 +311,12 @@ impl Store {
         self.files
             .write_atomic(&self.checkpoint_path, &encode_checkpoint(&written))
             .map_err(|source| StoreError::File { path: self.checkpoint_path.clone(), source })?;
-        self.sweep_retired()?;
         Ok(progress.into_iter().map(|(key, progress)| (key, progress.applied)).collect())
     }
 
-    fn sweep_retired(&self) -> Result<(), StoreError> {
+    /// Deletes the spaces that were replaced and that nobody reads any more. Takes long where they are large: not for
+    /// what somebody waits for. Blocks on the disk.
+    pub fn sweep_retired(&self) -> Result<(), StoreError> {
         let free: Vec<Space> = {
             let mut inner = self.lock();
             let (free, kept) = std::mem::take(&mut inner.retired).into_iter().partition(|s| !s.is_shared());
@@ -321,6 +332,13 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Whether the copy of any replica in the engine is marked as one that can't be read. Blocks on the disk.
+pub fn has_damage(engine: &dyn Engine) -> Result<bool, StoreError> {
+    let view = engine.view()?;
+    let first = view.scan(storage::prefix_range(&[DAMAGE]), storage::Order::Ascending).next();
+    Ok(first.transpose()?.is_some())
 }
 
 fn tombstones(engine: &dyn Engine) -> Result<Vec<LogKey>, StoreError> {
@@ -356,7 +374,7 @@ fn delete_state(batch: &mut Batch, key: LogKey) {
     }
 }
 
-fn births(engine: &dyn Engine) -> Result<BTreeMap<LogKey, Birth>, StoreError> {
+pub(super) fn births(engine: &dyn Engine) -> Result<BTreeMap<LogKey, Birth>, StoreError> {
     let view = engine.view()?;
     let range = storage::prefix_range(&Bytes::from_static(&[STATE]));
     let mut found = BTreeMap::new();
@@ -402,7 +420,7 @@ fn membership_key(key: LogKey) -> Bytes {
     replica_key(MEMBERSHIP, key)
 }
 
-fn damage_key(key: LogKey) -> Bytes {
+pub(super) fn damage_key(key: LogKey) -> Bytes {
     replica_key(DAMAGE, key)
 }
 

@@ -56,6 +56,15 @@ fn noted(engine: &dyn Engine) -> storage::Result<BTreeMap<SpaceId, u8>> {
     Ok(found)
 }
 
+/// Whether damaged records that nobody needs stay in the engine.
+pub(super) fn leaves(engine: &dyn Engine) -> storage::Result<bool> {
+    Ok(noted(engine)?.into_values().any(|attempts| attempts >= ATTEMPTS_MAX))
+}
+
+pub(super) fn is_note(key: &[u8]) -> bool {
+    key.first() == Some(&NOTE)
+}
+
 /// Deletes a space, or leaves it if it can't be read.
 pub(super) fn delete(engine: &dyn Engine, space: SpaceId) -> storage::Result<()> {
     let note = note_key(space);
@@ -69,8 +78,7 @@ pub(super) fn delete(engine: &dyn Engine, space: SpaceId) -> storage::Result<()>
             tracing::error!(
                 space = space.0,
                 %error,
-                "what nobody needs any more can't be read, and is left on the disk; it goes when this node leaves \
-                 and joins anew with an empty data directory"
+                "what nobody needs any more can't be read; the next start makes the engine anew without it"
             );
             batch.put(note, Bytes::from_static(&[UNREADABLE]));
         }
@@ -118,7 +126,7 @@ pub(super) fn sweep(engine: &dyn Engine, used: &BTreeSet<SpaceId>) -> storage::R
     if !left.is_empty() {
         tracing::warn!(
             spaces = left.len(),
-            "the engine holds damaged data that nobody needs, and can't delete it"
+            "the engine holds damaged records that nobody needs: the next start makes it anew without them"
         );
     }
     let mut known: BTreeSet<SpaceId> = left.union(used).copied().collect();

@@ -210,6 +210,7 @@ async fn upkeep(process: Process) {
             meta.clone_from(&running.meta);
         });
         let reached = process.store.checkpoint().unwrap();
+        process.store.sweep_retired().unwrap();
         for group in groups {
             if let Some(Some(applied)) = reached.get(&group.key())
                 && group.checkpointed(*applied).await.is_err()

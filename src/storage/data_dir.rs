@@ -27,6 +27,10 @@ const OURS_BEFORE_CREATING: [&str; 3] = [LOCK, "CREATING.new", "lost+found"];
 const CLEAN: &str = "CLEAN";
 const WAL: &str = "wal";
 const ENGINE: &str = "engine";
+/// A copy of what can be read of the engine, while it is being made.
+const ENGINE_NEW: &str = "engine.new";
+/// The engine whose place the copy took.
+const ENGINE_OLD: &str = "engine.old";
 /// What the layers above keep beside the parts, and is of no use without them.
 const OTHERS_OF_OURS: [&str; 4] = [CLEAN, "IDENTITY", "PREPARED", "checkpoint"];
 
@@ -80,6 +84,50 @@ impl DataDir {
 
     pub fn engine_dir(&self) -> PathBuf {
         self.path.join(ENGINE)
+    }
+
+    /// Makes an empty folder for an engine that is to take the place of the one there.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the one that was replaced the last time is still there.
+    pub fn begin_engine(&self) -> Result<PathBuf> {
+        if self.has_old_engine() {
+            return Err(self.context().refused(format_args!(
+                "has a damaged engine for the second time, and the first one is kept in {ENGINE_OLD}, as it may hold \
+                 the only copy of something; remove {ENGINE_OLD} to go on without it, or give this node an empty \
+                 data_dir"
+            )));
+        }
+        let dir = self.path.join(ENGINE_NEW);
+        let made = remove_dir(&dir).and_then(|()| fs::create_dir(&dir));
+        made.map_err(|error| self.context().io("making engine.new", error))?;
+        Ok(dir)
+    }
+
+    /// Puts the engine in the folder of [`DataDir::begin_engine`], which was closed, in the other's place,
+    /// durably; the other is kept. After a crash on the way either one is in its place.
+    pub fn replace_engine(&self) -> Result<()> {
+        let (engine, new) = (self.path.join(ENGINE), self.path.join(ENGINE_NEW));
+        let replaced = dir::sync_tree(&new, &mut |_| false)
+            .and_then(|()| disk::sync_dir(&self.path))
+            .and_then(|()| fs::rename(&engine, self.path.join(ENGINE_OLD)))
+            .and_then(|()| disk::sync_dir(&self.path))
+            .and_then(|()| {
+                crash_point::reached("data-dir.engine-set-aside");
+                fs::rename(&new, &engine)
+            })
+            .and_then(|()| disk::sync_dir(&self.path));
+        replaced.map_err(|error| self.context().io("replacing its engine", error))
+    }
+
+    /// Whether an engine that was replaced is kept.
+    pub fn has_old_engine(&self) -> bool {
+        self.path.join(ENGINE_OLD).exists()
+    }
+
+    pub fn remove_old_engine(&self) -> Result<()> {
+        remove_dir(&self.path.join(ENGINE_OLD))
+            .map_err(|error| self.context().io("removing engine.old", error))
     }
 
     /// Whether the last user of the directory stopped in order, or it is new. Forgets it, durably, so
@@ -267,15 +315,23 @@ impl Context<'_> {
         Ok(disk_id)
     }
 
+    /// Where a crash broke [`DataDir::replace_engine`] off: the copy is whole once the other was set aside.
+    fn finish_replacing(&self) -> Result<()> {
+        let (engine, new) = (self.path.join(ENGINE), self.path.join(ENGINE_NEW));
+        let finished = if engine.exists() {
+            remove_dir(&new)
+        } else if new.exists() && self.path.join(ENGINE_OLD).exists() {
+            fs::rename(&new, &engine).and_then(|()| disk::sync_dir(self.path))
+        } else {
+            Ok(())
+        };
+        finished.map_err(|error| self.io("finishing the replacement of its engine", error))
+    }
+
     /// Removes, durably, what a half-made directory holds, or one that is made anew.
     fn empty(&self) -> Result<()> {
-        for part in [ENGINE, WAL] {
-            match fs::remove_dir_all(self.path.join(part)) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(self.io(&format!("removing {part}"), error));
-                }
-                _ => {}
-            }
+        for part in [ENGINE, ENGINE_NEW, ENGINE_OLD, WAL] {
+            remove_dir(&self.path.join(part)).map_err(|error| self.io(&format!("removing {part}"), error))?;
         }
         for file in OTHERS_OF_OURS {
             match fs::remove_file(self.path.join(file)) {
@@ -311,6 +367,7 @@ impl Context<'_> {
                 self.engine
             )));
         }
+        self.finish_replacing()?;
         if self.engine != Kind::Memory && !self.path.join(ENGINE).is_dir() {
             return Err(self.refused(format_args!(
                 "has lost its {ENGINE} folder, and with it this node's data; put it back, or give this node an \
@@ -322,6 +379,14 @@ impl Context<'_> {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(self.io("removing CREATING", error)),
             _ => Ok(disk_id),
         }
+    }
+}
+
+/// Removes a folder and what is in it, if it is there.
+fn remove_dir(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -381,5 +446,44 @@ mod tests {
             let synced = disk::tests::synced_by(|| assert_eq!(dir.take_clean_stop().unwrap(), clean));
             assert_eq!(synced, [root.path()]);
         }
+    }
+
+    /// Which engine is in its place, by a file in its folder.
+    fn engine_there(path: &Path) -> Vec<String> {
+        let names = fs::read_dir(path.join(ENGINE)).unwrap().map(|entry| entry.unwrap().file_name());
+        names.map(|name| name.into_string().unwrap()).filter(|name| name.starts_with("is-")).collect()
+    }
+
+    #[test]
+    fn after_a_crash_either_engine_is_in_its_place() {
+        let root = tempfile::tempdir().unwrap();
+        let open = || DataDir::open(root.path(), Kind::Fjall).unwrap();
+        fs::write(open().engine_dir().join("is-old"), b"").unwrap();
+        let begin = || {
+            let dir = open();
+            let new = dir.begin_engine().unwrap();
+            fs::write(new.join("is-new"), b"").unwrap();
+            dir
+        };
+        // While it was made, and from the beginning once more.
+        drop(begin());
+        drop(open());
+        assert_eq!(engine_there(root.path()), ["is-old"]);
+        assert!(!root.path().join(ENGINE_NEW).exists());
+        // Between the two renames.
+        drop(begin());
+        fs::rename(root.path().join(ENGINE), root.path().join(ENGINE_OLD)).unwrap();
+        drop(open());
+        assert_eq!(engine_there(root.path()), ["is-new"]);
+
+        let refused = open().begin_engine().unwrap_err().to_string();
+        assert!(refused.contains("remove engine.old"), "{refused}");
+        open().remove_old_engine().unwrap();
+        begin().replace_engine().unwrap();
+        assert_eq!(engine_there(root.path()), ["is-new"]);
+        assert!(open().has_old_engine());
+        // Nothing of it is left in a directory that is made anew.
+        let anew = open().begin_anew().unwrap();
+        assert!(!anew.has_old_engine());
     }
 }

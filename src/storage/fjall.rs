@@ -38,7 +38,7 @@ use super::{
     Batch, Engine, Error, KeyRange, Kind, Options, Order, Pair, Result, Sizes, View, Write, closed,
     delete_by_batches, dir,
     fjall_journal::{self, Found, Mark},
-    fjall_version, is_empty_range,
+    fjall_version, is_empty_range, suspicion,
 };
 
 /// The one keyspace.
@@ -135,6 +135,19 @@ impl Fjall {
     fn handles(&self) -> Result<Open> {
         handles(&self.open)
     }
+
+    /// Notes, of something that writes, what may be damage: fjall does not say what has stopped its flushes
+    /// and merges, and they read, too.
+    fn noted<T>(&self, written: Result<T, FjallError>, doing: &'static str) -> Result<T> {
+        let is_poisoned = matches!(written, Err(FjallError::Poisoned));
+        let written = written.map_err(|error| convert(error, || doing.into()));
+        if let Err(error) = &written
+            && is_poisoned
+        {
+            suspicion::note(&self.dir, error);
+        }
+        written
+    }
 }
 
 /// After an error of replay: cuts the journal before a torn batch, or says why that must not be.
@@ -167,14 +180,12 @@ fn handles(open: &RwLock<Option<Open>>) -> Result<Open> {
 
 impl Open {
     /// Waits while flush or compaction lag too far behind.
-    fn wait_for_room(&self) -> Result<()> {
+    fn wait_for_room(&self) -> Result<(), FjallError> {
         while self.keyspace.sealed_memtable_count() >= SEALED_MEMTABLES_MAX
             || self.keyspace.l0_table_count() >= LEVEL0_TABLES_MAX
         {
             // Writes a buffer to the file at most; what counts is that it fails if a worker died.
-            self.database
-                .persist(PersistMode::Buffer)
-                .map_err(|error| convert(error, || "waiting for a flush".into()))?;
+            self.database.persist(PersistMode::Buffer)?;
             std::thread::sleep(WAIT_STEP);
         }
         Ok(())
@@ -198,7 +209,7 @@ impl Engine for Fjall {
     fn apply(&self, batch: Batch) -> Result<()> {
         batch.check(Kind::Fjall)?;
         let open = self.handles()?;
-        open.wait_for_room()?;
+        self.noted(open.wait_for_room(), "waiting for a flush")?;
         let mut writes = fjall::OwnedWriteBatch::with_capacity(open.database.clone(), batch.writes.len());
         for write in batch.into_last_writes() {
             match write {
@@ -208,7 +219,7 @@ impl Engine for Fjall {
                 Write::Delete(key) => writes.remove(&open.keyspace, encode_key(&key).as_ref()),
             }
         }
-        writes.commit().map_err(|error| convert(error, || "applying a batch".into()))
+        self.noted(writes.commit(), "applying a batch")
     }
 
     fn view(&self) -> Result<Box<dyn View>> {
@@ -223,9 +234,7 @@ impl Engine for Fjall {
     fn checkpoint(&self) -> Result<()> {
         let open = self.handles()?;
         let visible = open.database.visible_seqno();
-        open.database
-            .persist(PersistMode::SyncAll)
-            .map_err(|error| convert(error, || "syncing the journal".into()))?;
+        self.noted(open.database.persist(PersistMode::SyncAll), "syncing the journal")?;
         self.mark.write(visible).map_err(|error| io_error("noting what is durable", error))
     }
 
@@ -327,7 +336,9 @@ fn convert(error: FjallError, doing: impl FnOnce() -> String) -> Error {
         FjallError::Io(source) | FjallError::Storage(LsmError::Io(source)) => io_error(doing(), source),
         FjallError::Poisoned => io_error(
             doing(),
-            std::io::Error::other("an earlier write, fsync or flush failed; the log has the first error"),
+            std::io::Error::other(
+                "an earlier write, fsync, flush or merge failed; the log has the first error",
+            ),
         ),
         FjallError::Locked => {
             Error::Refused(format!("fjall: {}: the files are in use by another process", doing()))

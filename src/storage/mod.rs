@@ -15,6 +15,7 @@ mod fjall_version;
 mod memory;
 mod preimages;
 mod sled;
+mod suspicion;
 pub mod testing;
 
 use std::collections::HashSet;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub use data_dir::{DataDir, FORMAT_VERSION, free_bytes, total_bytes};
+pub use suspicion::{dismiss, suspicion};
 
 /// Longest key an engine takes, in bytes: fjall writes lengths as 16 bits, and one byte is ours.
 /// [`crate::limits::KEY_BYTES_MAX`] leaves ample room for the prefixes put before a user's key.
@@ -203,6 +205,12 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     /// The state between two batches, unaffected by later ones until it expires. Costs the engine
     /// memory or disk for as long as it is held.
     fn view(&self) -> Result<Box<dyn View>>;
+
+    /// The same, of the keys with `prefix` alone: what others become costs it nothing. Asked for another
+    /// key, it may answer from any moment.
+    fn view_of(&self, _prefix: Bytes) -> Result<Box<dyn View>> {
+        self.view()
+    }
 
     /// Removes every key of the range. Need not be atomic: a crash may leave a part, and calling it
     /// again finishes.

@@ -4,7 +4,8 @@
 //! Applies are numbered 1, 2, ... A view taken after apply `n` has the mark `n` and must not see the
 //! applies above it. Before apply `m` changes a key, the key's value is kept here under `m`. So for a
 //! view with mark `n` a key has the value kept under the smallest number above `n`, or, if there is
-//! none, the value that the engine has now.
+//! none, the value that the engine has now. A view is of the keys with a prefix: what happens to others
+//! costs it nothing.
 //!
 //! Not synchronised: the engine's lock makes changing the engine and changing this one step.
 
@@ -20,20 +21,29 @@ const OVERHEAD_BYTES: usize = 160;
 /// A key's value before one apply; `None`: it was not there.
 type Preimage = (u64, Option<Bytes>);
 
+/// An open view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Opened {
+    /// The apply that it was taken after.
+    mark: u64,
+    /// Tells views of the same moment apart.
+    number: u64,
+}
+
 /// # Invariants
-/// - The marks in `views` are at least `expired_below` and at most `applied`.
+/// - The marks in `views` are at most `applied`.
 /// - A key's preimages are in ascending order of their numbers.
 /// - `log` names every kept preimage, in ascending order of numbers; `bytes` is the sum of its costs.
-/// - Nothing is kept that no open view can ask for.
+/// - The oldest kept preimage is one that an open view can ask for.
 #[derive(Debug)]
 pub(super) struct PreImages {
     bytes_max: usize,
     /// Number of the last apply.
     applied: u64,
-    /// How many open views have which mark.
-    views: BTreeMap<u64, usize>,
-    /// Views with a mark below this have expired.
-    expired_below: u64,
+    /// The open views that have not expired, each with the prefix of its keys.
+    views: BTreeMap<Opened, Bytes>,
+    /// How many views were ever opened.
+    opened: u64,
     keys: BTreeMap<Bytes, Vec<Preimage>>,
     log: VecDeque<(u64, Bytes, usize)>,
     bytes: usize,
@@ -46,39 +56,39 @@ impl PreImages {
             bytes_max,
             applied: 0,
             views: BTreeMap::new(),
-            expired_below: 0,
+            opened: 0,
             keys: BTreeMap::new(),
             log: VecDeque::new(),
             bytes: 0,
         }
     }
 
-    /// Opens a view of the present, and returns its mark.
-    pub(super) fn open_view(&mut self) -> u64 {
-        *self.views.entry(self.applied).or_insert(0) += 1;
-        self.applied
+    /// Opens a view of the present of the keys with `prefix`.
+    pub(super) fn open_view(&mut self, prefix: Bytes) -> Opened {
+        self.opened += 1;
+        let view = Opened { mark: self.applied, number: self.opened };
+        self.views.insert(view, prefix);
+        view
     }
 
-    pub(super) fn close_view(&mut self, mark: u64) {
-        if let Some(count) = self.views.get_mut(&mark) {
-            *count -= 1;
-            if *count == 0 {
-                self.views.remove(&mark);
-                self.drop_unneeded();
-            }
+    pub(super) fn close_view(&mut self, view: Opened) {
+        if self.views.remove(&view).is_some() {
+            self.drop_unneeded();
         }
     }
 
-    pub(super) fn is_expired(&self, mark: u64) -> bool {
-        mark < self.expired_below
+    pub(super) fn is_expired(&self, view: Opened) -> bool {
+        !self.views.contains_key(&view)
     }
 
     /// Whether the next apply must [`record`](Self::record) this key's value: some open view would see
     /// the change, and has no older value of the key to go by.
     pub(super) fn wants(&self, key: &[u8]) -> bool {
-        let Some((newest_mark, _)) = self.views.last_key_value() else { return false };
+        let Some((newest, _)) = self.views.iter().rfind(|(_, prefix)| key.starts_with(prefix)) else {
+            return false;
+        };
         let last = self.keys.get(key).and_then(|preimages| preimages.last());
-        last.is_none_or(|(number, _)| number <= newest_mark)
+        last.is_none_or(|(number, _)| *number <= newest.mark)
     }
 
     /// Begins the next apply, with the values of the keys that it [`wants`](Self::wants) and that the
@@ -92,36 +102,44 @@ impl PreImages {
             self.keys.entry(key).or_default().push((self.applied, value));
         }
         while self.bytes > self.bytes_max
-            && let Some((mark, _)) = self.views.pop_first()
+            && let Some(view) = self.log.front().and_then(|(number, key, _)| self.asks_for(*number, key))
         {
-            self.expired_below = mark + 1;
+            self.views.remove(&view);
             self.drop_unneeded();
         }
     }
 
     /// The value that `key` has for the view `mark`, if it differs from the engine's; the inner `None`
     /// says that the key was not there.
-    pub(super) fn get(&self, key: &[u8], mark: u64) -> Option<&Option<Bytes>> {
-        self.keys.get(key).and_then(|preimages| after(preimages, mark))
+    pub(super) fn get(&self, key: &[u8], view: Opened) -> Option<&Option<Bytes>> {
+        self.keys.get(key).and_then(|preimages| after(preimages, view.mark))
     }
 
     /// As [`get`](Self::get), for every key of a range, which must not be empty.
     pub(super) fn range(
         &self,
         range: KeyRange,
-        mark: u64,
+        view: Opened,
     ) -> impl DoubleEndedIterator<Item = (&Bytes, &Option<Bytes>)> {
-        self.keys.range(range).filter_map(move |(key, preimages)| Some((key, after(preimages, mark)?)))
+        self.keys.range(range).filter_map(move |(key, preimages)| Some((key, after(preimages, view.mark)?)))
     }
 
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Drops what only views older than the oldest open one could ask for.
+    /// The oldest open view that can ask for a key's value before the apply `number`.
+    fn asks_for(&self, number: u64, key: &Bytes) -> Option<Opened> {
+        let older = self.views.iter().take_while(|(view, _)| view.mark < number);
+        older.filter(|(_, prefix)| key.starts_with(prefix)).map(|(view, _)| *view).next()
+    }
+
+    /// Drops the oldest, as far as no view can ask for it.
     fn drop_unneeded(&mut self) {
-        let oldest = self.views.first_key_value().map_or(u64::MAX, |(mark, _)| *mark);
-        while let Some((_, key, cost)) = self.log.pop_front_if(|(number, ..)| *number <= oldest) {
+        while let Some((number, key, _)) = self.log.front()
+            && self.asks_for(*number, key).is_none()
+            && let Some((_, key, cost)) = self.log.pop_front()
+        {
             self.bytes -= cost;
             if let Some(preimages) = self.keys.get_mut(&key) {
                 // The log is in order, so the key's oldest preimage is the one meant.
@@ -155,12 +173,12 @@ mod tests {
     #[test]
     fn each_view_gets_the_value_of_its_time() {
         let mut kept = PreImages::new(1 << 20);
-        let first = kept.open_view();
+        let first = kept.open_view(Bytes::new());
         overwrite(&mut kept, "k", None);
-        let second = kept.open_view();
+        let second = kept.open_view(Bytes::new());
         overwrite(&mut kept, "k", value("1"));
         overwrite(&mut kept, "k", value("2"));
-        let third = kept.open_view();
+        let third = kept.open_view(Bytes::new());
 
         assert_eq!(kept.get(b"k", first), Some(&None));
         assert_eq!(kept.get(b"k", second), Some(&value("1")));
@@ -173,7 +191,7 @@ mod tests {
         let mut kept = PreImages::new(1 << 20);
         overwrite(&mut kept, "k", None);
         assert_eq!(kept.bytes(), 0);
-        let (first, second) = (kept.open_view(), kept.open_view());
+        let (first, second) = (kept.open_view(Bytes::new()), kept.open_view(Bytes::new()));
         overwrite(&mut kept, "k", value("1"));
         kept.close_view(first);
         assert_eq!(kept.get(b"k", second), Some(&value("1")));
@@ -184,10 +202,10 @@ mod tests {
     #[test]
     fn over_the_bound_the_oldest_views_expire_and_only_they() {
         let mut kept = PreImages::new(3 * OVERHEAD_BYTES);
-        let old = kept.open_view();
+        let old = kept.open_view(Bytes::new());
         overwrite(&mut kept, "a", value("1"));
         overwrite(&mut kept, "b", value("1"));
-        let new = kept.open_view();
+        let new = kept.open_view(Bytes::new());
         assert!(!kept.is_expired(old));
         overwrite(&mut kept, "c", value("1"));
         assert!(kept.is_expired(old) && !kept.is_expired(new));
@@ -196,5 +214,29 @@ mod tests {
         kept.close_view(old);
         kept.close_view(new);
         assert_eq!(kept.bytes(), 0);
+    }
+
+    #[test]
+    fn a_view_is_not_expired_by_what_happens_to_other_keys() {
+        let mut kept = PreImages::new(2 * OVERHEAD_BYTES);
+        let a = kept.open_view("a".into());
+        overwrite(&mut kept, "b1", value("1"));
+        assert_eq!(kept.bytes(), 0);
+        let b = kept.open_view("b".into());
+        overwrite(&mut kept, "a1", value("1"));
+        for key in ["b1", "b2", "b3", "b4"] {
+            overwrite(&mut kept, key, value("1"));
+        }
+        assert!(kept.is_expired(a), "what it needs is the oldest there is");
+        assert!(kept.is_expired(b));
+        let (a, b) = (kept.open_view("a".into()), kept.open_view("b".into()));
+        for key in ["b1", "b2", "b3", "b4"] {
+            overwrite(&mut kept, key, value("2"));
+        }
+        overwrite(&mut kept, "a1", value("2"));
+        assert!(!kept.is_expired(a) && kept.is_expired(b));
+        assert_eq!(kept.get(b"a1", a), Some(&value("2")));
+        kept.close_view(a);
+        assert!(kept.bytes() == 0 && kept.keys.is_empty());
     }
 }

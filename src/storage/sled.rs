@@ -10,7 +10,7 @@
 //!   without that is refused. sled writes in segments of 512 KiB when nobody asks for a flush
 //!   (`flush_every_ms(None)`), so this costs little. A checkpoint fsyncs every file and directory
 //!   besides.
-//! - It has no snapshots. While views are open, [`PreImages`] keeps what applies overwrite.
+//! - It has no snapshots. While views are open, [`PreImages`] keeps what applies overwrite of their keys.
 //! - It may come back from a power loss without some batch but with a later one, since its segments
 //!   reach the disk in any order: `recovers_prefix` is false. Single batches stay atomic.
 //!
@@ -37,10 +37,10 @@ use bytes::Bytes;
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use sled::{Db, Error as SledError, IVec};
 
-use super::preimages::PreImages;
+use super::preimages::{Opened, PreImages};
 use super::{
     Batch, Engine, Error, KeyRange, Kind, Options, Order, Pair, Result, Sizes, View, Write, closed,
-    delete_by_batches, dir, is_empty_range,
+    delete_by_batches, dir, is_empty_range, suspicion,
 };
 
 /// Memory for what open views need; at the bound the oldest of them expire. Large enough for a
@@ -84,6 +84,7 @@ pub(super) struct Sled {
 struct SyncedBlobs(HashSet<PathBuf>);
 
 struct Shared {
+    dir: PathBuf,
     /// A write or sync has failed: sled is not asked to write again, since after some errors (a full
     /// disk under a large value) it would wait for ever for a buffer that nobody completes. Holds the first
     /// error: whoever hears of it next may be the one who ends the process, and must say why.
@@ -127,6 +128,7 @@ impl Sled {
             dir: dir.to_path_buf(),
             cache_bytes: options.cache_bytes,
             shared: Arc::new(Shared {
+                dir: dir.to_path_buf(),
                 failed: OnceLock::new(),
                 writer: Mutex::default(),
                 state: RwLock::new(state),
@@ -156,7 +158,12 @@ impl Shared {
 
     fn note<T>(&self, written: Result<T>) -> Result<T> {
         if let Err(error @ (Error::Io { .. } | Error::Corrupt { .. })) = &written {
-            self.failed.get_or_init(|| error.to_string());
+            self.failed.get_or_init(|| {
+                if matches!(error, Error::Corrupt { .. }) {
+                    suspicion::note(&self.dir, error);
+                }
+                error.to_string()
+            });
         }
         written
     }
@@ -180,8 +187,8 @@ impl State {
         Ok(value.map(|value| to_bytes(&value)))
     }
 
-    fn check(&self, mark: u64) -> Result<()> {
-        if self.preimages.is_expired(mark) {
+    fn check(&self, view: Opened) -> Result<()> {
+        if self.preimages.is_expired(view) {
             return Err(Error::ViewExpired { engine: Kind::Sled });
         }
         Ok(())
@@ -239,11 +246,15 @@ impl Engine for Sled {
     }
 
     fn view(&self) -> Result<Box<dyn View>> {
+        self.view_of(Bytes::new())
+    }
+
+    fn view_of(&self, prefix: Bytes) -> Result<Box<dyn View>> {
         let _writer = self.shared.writer();
         let mut state = self.shared.write();
         state.db()?;
-        let mark = state.preimages.open_view();
-        Ok(Box::new(SledView { shared: self.shared.clone(), mark }))
+        let opened = state.preimages.open_view(prefix);
+        Ok(Box::new(SledView { shared: self.shared.clone(), opened }))
     }
 
     fn delete_range(&self, range: KeyRange) -> Result<()> {
@@ -387,12 +398,12 @@ impl fmt::Debug for Sled {
 
 struct SledView {
     shared: Arc<Shared>,
-    mark: u64,
+    opened: Opened,
 }
 
 impl Drop for SledView {
     fn drop(&mut self) {
-        self.shared.write().preimages.close_view(self.mark);
+        self.shared.write().preimages.close_view(self.opened);
     }
 }
 
@@ -400,8 +411,8 @@ impl View for SledView {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
         let state = self.shared.read();
         state.db()?;
-        state.check(self.mark)?;
-        match state.preimages.get(key, self.mark) {
+        state.check(self.opened)?;
+        match state.preimages.get(key, self.opened) {
             Some(value) => Ok(value.clone()),
             None => state.get(key),
         }
@@ -454,8 +465,8 @@ impl Scan<'_> {
             pair.map(|(key, value)| (to_bytes(&key), value))
                 .map_err(|error| convert(error, || "scanning".into()))
         });
-        let past = state.preimages.range(range.clone(), self.view.mark);
-        state.check(self.view.mark)?;
+        let past = state.preimages.range(range.clone(), self.view.opened);
+        state.check(self.view.opened)?;
         let last = match self.order {
             Order::Ascending => self.merge(tree, past)?,
             Order::Descending => self.merge(tree.rev(), past.rev())?,
