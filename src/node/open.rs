@@ -254,7 +254,7 @@ fn recover(options: &Options, wal_metrics: wal::Metrics) -> Result<Opened> {
         )));
     }
     let started = Instant::now();
-    let engine = renewing::open_engine(&data_dir, options)?;
+    let engine = renewing::open_engine(&data_dir, options, clean)?;
     let store = raft::Store::open(engine, data_dir.path(), clean).map_err(refused)?;
     tracing::info!(engine = %options.engine, clean, seconds = started.elapsed().as_secs_f64(), "engine opened");
     Ok(Opened { data_dir, wal, store: Arc::new(store), identity, founding, joining })

@@ -90,7 +90,7 @@ struct Inner {
 pub(super) struct Birth {
     pub space: SpaceId,
     applied: Option<LogId>,
-    membership: StoredMembership,
+    pub membership: StoredMembership,
 }
 
 impl Store {
@@ -416,7 +416,7 @@ fn applied_key(key: LogKey) -> Bytes {
     replica_key(APPLIED, key)
 }
 
-fn membership_key(key: LogKey) -> Bytes {
+pub(super) fn membership_key(key: LogKey) -> Bytes {
     replica_key(MEMBERSHIP, key)
 }
 

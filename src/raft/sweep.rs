@@ -58,7 +58,7 @@ fn noted(engine: &dyn Engine) -> storage::Result<BTreeMap<SpaceId, u8>> {
 
 /// Whether damaged records that nobody needs stay in the engine.
 pub(super) fn leaves(engine: &dyn Engine) -> storage::Result<bool> {
-    Ok(noted(engine)?.into_values().any(|attempts| attempts >= ATTEMPTS_MAX))
+    Ok(noted(engine)?.into_values().any(|attempts| attempts == UNREADABLE))
 }
 
 pub(super) fn is_note(key: &[u8]) -> bool {
@@ -126,7 +126,7 @@ pub(super) fn sweep(engine: &dyn Engine, used: &BTreeSet<SpaceId>) -> storage::R
     if !left.is_empty() {
         tracing::warn!(
             spaces = left.len(),
-            "the engine holds damaged records that nobody needs: the next start makes it anew without them"
+            "the engine holds records that nobody needs and that could not be deleted"
         );
     }
     let mut known: BTreeSet<SpaceId> = left.union(used).copied().collect();

@@ -104,6 +104,12 @@ impl DataDir {
         Ok(dir)
     }
 
+    /// Removes what [`DataDir::begin_engine`] began.
+    pub fn discard_new_engine(&self) -> Result<()> {
+        remove_dir(&self.path.join(ENGINE_NEW))
+            .map_err(|error| self.context().io("removing engine.new", error))
+    }
+
     /// Puts the engine in the folder of [`DataDir::begin_engine`], which was closed, in the other's place,
     /// durably; the other is kept. After a crash on the way either one is in its place.
     pub fn replace_engine(&self) -> Result<()> {

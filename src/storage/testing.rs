@@ -48,6 +48,11 @@ impl Engine for Mirror {
         Ok(Box::new(MirrorView { first: self.first.view()?, second: self.second.view()? }))
     }
 
+    fn view_of(&self, prefix: Bytes) -> Result<Box<dyn View>> {
+        let (first, second) = (self.first.view_of(prefix.clone())?, self.second.view_of(prefix)?);
+        Ok(Box::new(MirrorView { first, second }))
+    }
+
     fn delete_range(&self, range: KeyRange) -> Result<()> {
         self.first.delete_range(range.clone())?;
         self.second.delete_range(range)

@@ -152,11 +152,12 @@ async fn runs_again(rig: &mut Rig<'_>, node: usize) {
         return;
     }
     victim.wait_end(STARTS_WITHIN);
-    let said = victim.log();
+    let log = victim.log();
+    let said = &log[log.rfind(" starts node=").unwrap_or_default()..];
     let last = said.lines().rfind(|line| line.contains("ERROR")).unwrap_or_default();
     println!("it ended: {last}");
-    if last.contains("can't be made anew") {
-        // What is damaged is what it knows of its replicas, or group 0's copy.
+    if said.contains("can't be made anew") {
+        // What is damaged is what it knows of its replicas, or group 0's copy: the operator does what it says.
         std::fs::remove_dir_all(&victim.data_dir).unwrap();
         replaced(rig, node).await;
         return;

@@ -1,12 +1,13 @@
 //! What becomes of damaged engines, made by hand and by both real ones.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
 use super::*;
 use crate::raft::Store;
-use crate::raft::space::Space;
-use crate::raft::store::births;
+use crate::raft::space::{Space, SpaceId};
+use crate::raft::types::{Membership, StoredMembership};
 use crate::storage::testing::Damaged;
 use crate::storage::{Kind, Options};
 use crate::types::{LogId, ReplicaId};
@@ -31,6 +32,14 @@ fn fill(engine: &dyn Engine, space: &Space) {
     engine.apply(batch).unwrap();
 }
 
+fn of_voters(count: u64) -> StoredMembership {
+    let voters: BTreeSet<u64> = (1..=count).collect();
+    StoredMembership::new(
+        None,
+        Membership::new(vec![voters], BTreeMap::from_iter((1..=count).map(|id| (id, ())))).unwrap(),
+    )
+}
+
 /// An engine with these four replicas, and what belongs to none; returns their spaces.
 fn populated(engine: &Arc<dyn Engine>, dir: &Path) -> BTreeMap<LogKey, Space> {
     let store = Store::open(engine.clone(), dir, true).unwrap();
@@ -40,6 +49,7 @@ fn populated(engine: &Arc<dyn Engine>, dir: &Path) -> BTreeMap<LogKey, Space> {
         fill(engine.as_ref(), &space);
         let mut batch = Batch::default();
         Store::record_applied(&mut batch, key, LogId { term: 1, index: 7 });
+        Store::record_membership(&mut batch, key, &of_voters(3));
         engine.apply(batch).unwrap();
         spaces.insert(key, space);
     }
@@ -68,7 +78,7 @@ fn what_can_be_read_is_copied_and_what_can_not_is_marked() {
         let root = tempfile::tempdir().unwrap();
         let (old, new) = (open(kind, &root.path().join("old")), open(kind, &root.path().join("new")));
         let spaces = populated(&old, root.path());
-        let renewed = renew(&damaged(&old, &spaces[&SECOND]), new.as_ref()).unwrap();
+        let renewed = renew(&damaged(&old, &spaces[&SECOND]), new.as_ref()).unwrap().unwrap();
         assert_eq!(renewed.damaged, [SECOND]);
         let counts: Vec<usize> = spaces.values().map(|space| records(new.as_ref(), space)).collect();
         let all = RECORDS as usize;
@@ -88,16 +98,21 @@ fn what_can_be_read_is_copied_and_what_can_not_is_marked() {
 }
 
 #[test]
-fn without_group_0_or_the_list_of_replicas_it_is_refused() {
+fn where_a_copy_could_not_be_made_anew_it_is_left_alone() {
     let root = tempfile::tempdir().unwrap();
     let (old, new) = (open(Kind::Memory, root.path()), open(Kind::Memory, root.path()));
     let spaces = populated(&old, root.path());
-    let is_corrupt = |engine: &dyn Engine| {
-        matches!(renew(engine, new.as_ref()), Err(StoreError::Storage(Error::Corrupt { .. })))
-    };
-    assert!(is_corrupt(&damaged(&old, &spaces[&META])));
+    let obstacle = |engine: &dyn Engine| renew(engine, new.as_ref()).unwrap().unwrap_err();
+    assert!(obstacle(&damaged(&old, &spaces[&META])).contains("g0/"));
     let list = Damaged::new(old.clone(), Bound::Included(Bytes::from_static(b"s")), Bound::Unbounded);
-    assert!(is_corrupt(&list));
+    assert!(obstacle(&list).contains("of its replicas"));
+    // Of two voters, or one, nobody could replace it.
+    for voters in [1, 2] {
+        let mut batch = Batch::default();
+        Store::record_membership(&mut batch, SECOND, &of_voters(voters));
+        old.apply(batch).unwrap();
+        assert!(obstacle(&damaged(&old, &spaces[&SECOND])).contains("g2/"));
+    }
 }
 
 #[test]
@@ -228,7 +243,7 @@ fn a_write_that_meets_damage_makes_the_next_start_look() {
         let engine = open(kind, &after);
         assert!(is_due(engine.as_ref(), true).unwrap().is_some(), "{kind}");
         let new = open(kind, &root.path().join("new"));
-        assert_eq!(renew(engine.as_ref(), new.as_ref()).unwrap().damaged, [FIRST], "{kind}");
+        assert_eq!(renew(engine.as_ref(), new.as_ref()).unwrap().unwrap().damaged, [FIRST], "{kind}");
         assert_eq!(is_due(new.as_ref(), true).unwrap(), None);
     }
 }
