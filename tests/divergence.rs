@@ -109,8 +109,19 @@ async fn found_and_repaired(engine: &'static str, leads: bool, finds: Finds) {
     for node in &cluster.nodes {
         assert_eq!(get(&node.channel(), key).await.unwrap().as_deref(), Some("written"));
     }
-    let all = client.compare(Vec::new()).await.unwrap();
-    assert!(all.iter().all(|one| one.agreement() == Agreement::Same), "{all:?}\n{}", cluster.logs());
+    // While voters change, nothing can be said of a partition.
+    let started = Instant::now();
+    loop {
+        let all = client.compare(Vec::new()).await.unwrap();
+        let is_done = all.iter().all(|one| one.agreement() == Agreement::Same);
+        if is_done {
+            return;
+        }
+        let may_wait =
+            all.iter().all(|one| matches!(one.agreement(), Agreement::Same | Agreement::Incomplete));
+        assert!(may_wait && started.elapsed() < WAIT_MAX, "{all:?}\n{}", cluster.logs());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -51,6 +51,8 @@ pub(crate) struct Planted {
     old: Records,
     /// Those of the other leader, while there is one.
     other: Option<Records>,
+    /// The call from which on the next one that can be spoiled is.
+    next_spoiled: u64,
     /// To be applied once more at that call.
     again: Option<(u64, v1::PutRequest)>,
 }
@@ -62,7 +64,7 @@ impl Planted {
 }
 
 /// Every so many calls, for bugs that strike now and then.
-const EVERY: u64 = 199;
+const EVERY: u64 = 97;
 
 /// The call at which what happens once happens; how long two leaders last.
 const ONCE: u64 = 1500;
@@ -118,23 +120,32 @@ impl State {
 
     pub(super) fn buggy_get(&self, key: &Bytes) -> Option<v1::Record> {
         let (bug, call) = self.counted();
-        if bug == Some(Bug::StaleRead) && call.is_multiple_of(EVERY) {
+        if bug == Some(Bug::StaleRead) && self.spoils(call) {
             return self.planted.lock().unwrap().old.get(key).cloned();
         }
         self.at_some_leader(call, || self.records.lock().unwrap().get(key).cloned())
     }
 
+    /// Whether it is time for another call to go wrong: every so many, whichever of them can.
+    fn spoils(&self, call: u64) -> bool {
+        let mut planted = self.planted.lock().unwrap();
+        let is_due = call >= planted.next_spoiled;
+        if is_due {
+            planted.next_spoiled = call + EVERY;
+        }
+        is_due
+    }
+
     pub(super) fn buggy_put(&self, mut request: v1::PutRequest) -> Result<v1::PutResponse, Status> {
         let (bug, call) = self.counted();
-        let strikes = call.is_multiple_of(EVERY);
         match bug {
-            Some(Bug::LostWrite) if strikes => {
+            Some(Bug::LostWrite) if self.spoils(call) => {
                 let before = self.records.lock().unwrap().clone();
                 let answer = self.write_put(request);
                 *self.records.lock().unwrap() = before;
                 return answer;
             }
-            Some(Bug::AppliedTwice) if strikes && request.precondition.is_none() => {
+            Some(Bug::AppliedTwice) if request.precondition.is_none() && self.spoils(call) => {
                 self.planted.lock().unwrap().again = Some((call + 20, request.clone()));
             }
             Some(Bug::IgnoresPrecondition) if call.is_multiple_of(20) => request.precondition = None,
