@@ -107,7 +107,7 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().expect("a number"))
 }
 
-/// What is to happen only, by the beginnings of its names, or all.
+/// What is to happen only: beginnings of faults' names, or, of flipped bits, parts of files' kinds; or all.
 fn kinds() -> String {
     std::env::var("RUSHKV_TORTURE_KINDS").unwrap_or_default()
 }

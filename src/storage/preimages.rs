@@ -119,7 +119,7 @@ impl PreImages {
         }
     }
 
-    /// The value that `key` has for the view `mark`, if it differs from the engine's; the inner `None`
+    /// The value that `key` has for `view`, if it differs from the engine's; the inner `None`
     /// says that the key was not there.
     pub(super) fn get(&self, key: &[u8], view: Opened) -> Option<&Option<Bytes>> {
         self.keys.get(key).and_then(|preimages| after(preimages, view.mark))
