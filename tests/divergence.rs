@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use cluster::{Cluster, WAIT_MAX, get, info, put};
 use rushkv::Client;
 use rushkv::error::Reason;
-use rushkv::proto::v1::{Agreement, Partition};
+use rushkv::proto::v1::{self, Agreement, Partition};
 use tamper::{Forge, tamper};
 
 async fn partition_of(client: &Client, key: &str) -> Partition {
@@ -345,8 +345,12 @@ async fn a_voter_of_two_copies_that_changed_refuses_until_it_has_left() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(client.put("key", "another").await.unwrap_err().reason, Reason::Diverged);
-    let told = info(cluster.nodes[at].channel()).await.unwrap();
-    assert!(told.problems.iter().any(|problem| problem.reason == "DIVERGED"), "{told:?}");
+    for asked in [at, 1 - at] {
+        let told = info(cluster.nodes[asked].channel()).await.unwrap();
+        let of = |problem: &&v1::Problem| problem.nodes.contains(&cluster.nodes[at].name);
+        let reasons: Vec<&str> = told.problems.iter().filter(of).map(|problem| &*problem.reason).collect();
+        assert!(reasons.contains(&"DIVERGED"), "asked {asked}: {told:?}");
+    }
 
     client.leave(&cluster.nodes[at].name).await.unwrap();
     let kept = cluster.nodes[1 - at].name.clone();

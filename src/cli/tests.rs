@@ -134,7 +134,7 @@ async fn failures_have_their_exit_codes() {
         assert_eq!(ran.exit, exit, "{reason:?}");
         assert!(ran.err.contains("SERVER: said so"), "{ran:?}");
     }
-    let ran = run_program(super::run, &refusing().await, &["--timeout", "1s", "exists", "k"]).await;
+    let ran = run_program(super::run, &refusing(), &["--timeout", "1s", "exists", "k"]).await;
     assert_eq!(ran.exit, 5, "can't tell is not no");
     assert!(ran.out.is_empty());
     assert!(ran.err.contains("Connection refused"), "{ran:?}");
@@ -146,7 +146,7 @@ async fn failures_have_their_exit_codes() {
 async fn several_servers_are_asked_and_nobody_there_is_told_soon() {
     let fake = Fake::start().await;
     fake.put("k", "v");
-    let dead = refusing().await;
+    let dead = refusing();
     let both = format!("{dead},{}", fake.address);
     let started = std::time::Instant::now();
     for (address, words) in [(&both, &["get", "k"][..]), (&dead, &["-s", &fake.address, "get", "k"])] {

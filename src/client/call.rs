@@ -106,7 +106,7 @@ impl Caller<'_> {
                 Err(failed) => failed,
             };
             if !may_retry(kind, &failed.error) {
-                return Err(failed.error);
+                return Err(rounds.telling(failed));
             }
             pool.leave(&endpoint);
             rounds.failed(endpoint, failed);
@@ -212,13 +212,13 @@ impl<'a> Rounds<'a> {
         if let Some(endpoint) = leader.or_else(|| pool.pick(&self.tried)) {
             return Ok(endpoint);
         }
-        let Some(last) = self.last.take() else {
+        if self.last.is_none() {
             // Nobody is worth asking: somebody has to be asked all the same.
             return Ok(pool.current());
-        };
+        }
         let pause = self.backoff.pause();
         let gives_up = !self.reached && self.started.elapsed() + pause >= self.inner.unreachable_after;
-        if gives_up || Instant::now() + pause >= deadline {
+        if let Some(last) = self.last.take_if(|_| gives_up || Instant::now() + pause >= deadline) {
             return Err(last);
         }
         sleep(pause).await;
@@ -234,7 +234,16 @@ impl<'a> Rounds<'a> {
     pub(super) fn failed(&mut self, endpoint: Arc<Endpoint>, failed: Failed) {
         self.reached |= failed.answered;
         self.tried.push(endpoint);
-        self.last = Some(failed.error);
+        self.last = Some(self.telling(failed));
+    }
+
+    /// The error that says most of why the call failed: that there was no time left to send it once more says
+    /// less than the failure before.
+    fn telling(&mut self, failed: Failed) -> Error {
+        match self.last.take_if(|_| !failed.has_left) {
+            Some(earlier) if failed.error.reason == Reason::DeadlineExceeded => earlier,
+            _ => failed.error,
+        }
     }
 }
 

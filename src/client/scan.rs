@@ -146,7 +146,7 @@ impl Scan {
             Err(_) => (Error::new(Reason::DeadlineExceeded, "no further records in time"), false),
         };
         let error = name(&open.endpoint, error);
-        Err(Failed { error, answered, metadata: tonic::metadata::MetadataMap::new() })
+        Err(Failed { error, answered, has_left: true, metadata: tonic::metadata::MetadataMap::new() })
     }
 }
 

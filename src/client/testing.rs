@@ -153,9 +153,13 @@ pub(crate) fn put_request(key: &str, value: &str) -> v1::PutRequest {
     v1::PutRequest { key, value, precondition: None }
 }
 
-/// A port where nobody listens.
-pub(crate) async fn refusing() -> String {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string()
+/// A port where nobody listens, nor will as long as this process lives.
+pub(crate) fn refusing() -> String {
+    let bound = tokio::net::TcpSocket::new_v4().unwrap();
+    bound.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = bound.local_addr().unwrap().to_string();
+    std::mem::forget(bound);
+    address
 }
 
 /// Takes connections, reads what comes until `bytes` have come on one, and closes it. Counts them.
@@ -467,6 +471,7 @@ impl v1::cluster_server::Cluster for State {
             let problem = v1::Problem {
                 reason: "PARTITION_WITHOUT_LEADER".into(),
                 message: "partition 1 has no leader".into(),
+                nodes: vec!["node1".into()],
             };
             let nodes = u32::try_from(state.nodes.lock().unwrap().len()).unwrap();
             Ok(v1::InfoResponse {

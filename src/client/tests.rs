@@ -77,7 +77,7 @@ async fn an_ambiguous_write_is_never_tried_again() {
 
 #[tokio::test]
 async fn a_refused_connection_leaves_a_write_undone() {
-    let address = refusing().await;
+    let address = refusing();
     let error = client(&address).put("k", "v").await.unwrap_err();
     assert_eq!(error.reason, Reason::Unavailable, "{error:?}");
     assert!(error.message.contains(&address) && error.message.contains("refused"), "{error}");
@@ -86,7 +86,7 @@ async fn a_refused_connection_leaves_a_write_undone() {
 #[tokio::test]
 async fn a_refused_connection_sends_a_write_to_the_next_endpoint() {
     let fake = Fake::start().await;
-    let client = client(&format!("{},{}", refusing().await, fake.address));
+    let client = client(&format!("{},{}", refusing(), fake.address));
     let start = Instant::now();
     assert_eq!(client.put("k", "v").await.unwrap().version, 1);
     assert!(start.elapsed() < Duration::from_secs(1));
@@ -167,7 +167,7 @@ async fn a_restarted_server_is_found_again() {
 
 #[tokio::test]
 async fn limits_are_told_before_anything_is_sent() {
-    let client = client(&refusing().await);
+    let client = client(&refusing());
     for (key, value, reason) in [
         (0, 0, Reason::InvalidArgument),
         (limits::KEY_BYTES_MAX + 1, 0, Reason::TooLarge),
@@ -336,7 +336,7 @@ async fn a_conflict_tells_of_the_leader_too() {
 
 #[tokio::test]
 async fn a_dead_leader_costs_one_attempt_and_the_others_answer() {
-    let dead = refusing().await;
+    let dead = refusing();
     let first = telling_of(&dead).await;
     let client = client(&first.address);
     let since = Instant::now();
@@ -397,7 +397,7 @@ async fn a_table_that_can_not_be_had_is_not_asked_for_again_and_again() {
 
 #[tokio::test]
 async fn nobody_there_is_told_soon_where_that_is_wished() {
-    let two = format!("{},{}", refusing().await, refusing().await);
+    let two = format!("{},{}", refusing(), refusing());
     let hurried = Client::builder()
         .endpoint(&two)
         .timeout(Duration::from_secs(30))

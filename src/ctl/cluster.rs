@@ -47,6 +47,9 @@ fn summary(info: &v1::InfoResponse, partitions: &[v1::Partition], down: usize) -
         let is = |partition: &&v1::Partition| standing::health(partition, copies) == wanted;
         Cell::Number(partitions.iter().filter(is).count() as u64)
     };
+    // What nodes and copies allow when all are well, and what they allow now.
+    let at_best = tolerated(info.replicas, info.node_count as usize).saturating_sub(down);
+    let tolerates = partitions.iter().map(standing::tolerates).min().unwrap_or(0).min(at_best);
     vec![
         (column("Cluster", "cluster"), Cell::name(&info.cluster_name)),
         (column("Id", "cluster_id"), Cell::name(&info.cluster_id)),
@@ -55,10 +58,7 @@ fn summary(info: &v1::InfoResponse, partitions: &[v1::Partition], down: usize) -
         (column("Leader", "leader"), Cell::name(&info.leader)),
         (column("Nodes", "nodes"), Cell::Number(u64::from(info.node_count))),
         (column("Replicas", "replicas"), Cell::Number(u64::from(info.replicas))),
-        (
-            column("Tolerates failures", "tolerated_failures"),
-            Cell::Number(tolerated(info.replicas, info.node_count as usize).saturating_sub(down) as u64),
-        ),
+        (column("Tolerates failures", "tolerated_failures"), Cell::Number(tolerates as u64)),
         (column("Partitions", "partitions"), Cell::Number(u64::from(info.partition_count))),
         (column("- healthy", "partitions_healthy"), count(Health::Healthy)),
         (column("- degraded", "partitions_degraded"), count(Health::Degraded)),
@@ -172,7 +172,7 @@ pub(super) async fn health(client: &Client, printer: &mut Printer) -> Outcome {
         Format::Json => {
             let problems: Vec<_> = problems
                 .iter()
-                .map(|problem| json!({ "reason": problem.reason, "message": problem.message }))
+                .map(|problem| json!({ "reason": problem.reason, "message": problem.message, "nodes": problem.nodes }))
                 .collect();
             printer.json(&json!({ "healthy": is_healthy, "problems": problems }))?;
         }
@@ -185,11 +185,15 @@ pub(super) async fn health(client: &Client, printer: &mut Printer) -> Outcome {
         ))?,
         Format::Plain if is_healthy => printer.line("healthy")?,
         Format::Table | Format::Plain => {
-            let columns = [column("PROBLEM", "reason"), column("WHAT", "message")];
-            let rows: Vec<_> = problems
-                .iter()
-                .map(|problem| vec![problem.reason.as_str().into(), problem.message.as_str().into()])
-                .collect();
+            let columns = [column("PROBLEM", "reason"), column("NODES", "nodes"), column("WHAT", "message")];
+            let row = |problem: &v1::Problem| {
+                vec![
+                    problem.reason.as_str().into(),
+                    Cell::List(problem.nodes.clone()),
+                    problem.message.as_str().into(),
+                ]
+            };
+            let rows: Vec<_> = problems.iter().map(row).collect();
             printer.rows(&columns, &rows)?;
         }
     }
@@ -200,7 +204,7 @@ fn problems(info: &v1::InfoResponse) -> Vec<v1::Problem> {
     let mut problems = info.problems.clone();
     let mut notice = |reason: &str, is_so: bool, message: String| {
         if is_so && !problems.iter().any(|problem| problem.reason == reason) {
-            problems.push(v1::Problem { reason: reason.into(), message });
+            problems.push(v1::Problem { reason: reason.into(), message, nodes: Vec::new() });
         }
     };
     let (led, all) = (info.partitions_led, info.partition_count);
@@ -208,7 +212,7 @@ fn problems(info: &v1::InfoResponse) -> Vec<v1::Problem> {
         format!("{} of {all} partitions have no leader known to the asked node", all.saturating_sub(led));
     notice("PARTITION_WITHOUT_LEADER", led < all, message);
     let message = "nobody leads the cluster's metadata".to_string();
-    notice("CLUSTER_WITHOUT_LEADER", info.leader.is_empty(), message);
+    notice("GROUP0_WITHOUT_LEADER", info.leader.is_empty(), message);
     problems
 }
 
@@ -229,9 +233,12 @@ mod tests {
         let reasons = |info: &v1::InfoResponse| -> Vec<String> {
             problems(info).into_iter().map(|problem| problem.reason).collect()
         };
-        assert_eq!(reasons(&sick), ["PARTITION_WITHOUT_LEADER", "CLUSTER_WITHOUT_LEADER"]);
-        sick.problems =
-            vec![v1::Problem { reason: "PARTITION_WITHOUT_LEADER".into(), message: "partition 2".into() }];
+        assert_eq!(reasons(&sick), ["PARTITION_WITHOUT_LEADER", "GROUP0_WITHOUT_LEADER"]);
+        sick.problems = vec![v1::Problem {
+            reason: "PARTITION_WITHOUT_LEADER".into(),
+            message: "partition 2".into(),
+            nodes: vec!["node2".into()],
+        }];
         assert_eq!(reasons(&sick).len(), 2, "told once");
     }
 }

@@ -34,21 +34,34 @@ fn behind(partition: &v1::Partition, replica: &v1::Replica) -> u64 {
     partition.commit_index.saturating_sub(replica.match_index)
 }
 
+/// Whether a copy is heard of, and has nearly everything.
+fn follows(partition: &v1::Partition, replica: &v1::Replica) -> bool {
+    let is_heard = replica.role() == v1::ReplicaRole::Leader
+        || replica.silent_ms.is_some_and(|silent| silent <= SILENT_MAX_MS);
+    is_heard && behind(partition, replica) <= BEHIND_MAX
+}
+
 /// `copies`: how many it should have.
 pub(super) fn health(partition: &v1::Partition, copies: usize) -> Health {
     if partition.leader.is_empty() {
         return Health::Leaderless;
     }
-    let follows = |replica: &&v1::Replica| {
-        let is_heard = replica.role() == v1::ReplicaRole::Leader
-            || replica.silent_ms.is_some_and(|silent| silent <= SILENT_MAX_MS);
-        is_heard && behind(partition, replica) <= BEHIND_MAX
-    };
-    let following = partition.replicas.iter().filter(follows).count();
+    let following = partition.replicas.iter().filter(|one| follows(partition, one)).count();
     match following >= copies && following == partition.replicas.len() {
         true => Health::Healthy,
         false => Health::Degraded,
     }
+}
+
+/// How many more of a partition's copies may fail before it can't be written to; none of one that nobody leads.
+pub(super) fn tolerates(partition: &v1::Partition) -> usize {
+    if partition.leader.is_empty() {
+        return 0;
+    }
+    let votes = |replica: &&v1::Replica| replica.role() != v1::ReplicaRole::Learner;
+    let voters = partition.replicas.iter().filter(votes).count();
+    let following = partition.replicas.iter().filter(votes).filter(|one| follows(partition, one)).count();
+    following.saturating_sub(voters / 2 + 1)
 }
 
 /// How many entries the copy that lacks most lacks; of one node only, if it is named.
@@ -90,6 +103,22 @@ mod tests {
         assert_eq!(health(&partition(vec![a.clone(), b.clone()]), 2), Health::Healthy);
         let led_by_nobody = v1::Partition { leader: String::new(), ..of(copy("c", 50_000, Some(10))) };
         assert_eq!(health(&led_by_nobody, 3), Health::Leaderless);
+    }
+
+    #[test]
+    fn copies_that_do_not_follow_can_not_take_over() {
+        let (a, b) = (copy("a", 50_000, None), copy("b", 50_000, Some(10)));
+        let of = |rest: &[v1::Replica]| tolerates(&partition([&[a.clone(), b.clone()][..], rest].concat()));
+        let well = copy("c", 50_000, Some(10));
+        assert_eq!(of(std::slice::from_ref(&well)), 1);
+        assert_eq!(of(&[copy("c", 50_000, Some(60_000))]), 0, "stopped or down");
+        assert_eq!(of(&[copy("c", 9, Some(10))]), 0, "far behind");
+        assert_eq!(of(&[]), 0, "two of two");
+        let learner = v1::Replica { role: v1::ReplicaRole::Learner.into(), ..well.clone() };
+        assert_eq!(of(&[learner]), 0, "has no vote");
+        assert_eq!(of(&[well.clone(), copy("d", 50_000, Some(1)), copy("e", 50_000, Some(1))]), 2);
+        let unled = v1::Partition { leader: String::new(), ..partition(vec![a.clone(), b.clone(), well]) };
+        assert_eq!(tolerates(&unled), 0);
     }
 
     #[test]

@@ -97,7 +97,7 @@ async fn a_sick_cluster_has_exit_code_5_and_says_why() {
         assert_eq!(ran.exit, 5);
         insta::assert_snapshot!(format!("sick_{format}"), ran.text());
     }
-    let ran = run_program(super::run, &refusing().await, &["--timeout=200ms", "cluster", "health"]).await;
+    let ran = run_program(super::run, &refusing(), &["--timeout=2s", "cluster", "health"]).await;
     assert_eq!(ran.exit, 5);
     assert!(ran.out.is_empty() && ran.err.contains("Connection refused"), "{ran:?}");
 }

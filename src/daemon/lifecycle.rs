@@ -16,16 +16,22 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{error, info, warn};
 
+use super::hang::{self, Heart};
 use super::notify::{Notifier, State, feed_watchdog};
 use super::process::{Request, Requests};
 use crate::error::Result;
 use crate::node::{Deadline, Problem};
+use crate::storage::UnderWay;
 
 /// What the lifecycle needs of a node. [`crate::node::Node`] says what each promises.
 pub trait Work: Send + Sync + 'static {
     fn problems(&self) -> Vec<Problem>;
     fn failed(&self) -> impl Future<Output = String> + Send;
     fn probe(&self) -> impl Future<Output = Result<()>> + Send;
+    /// The engine's calls that have not returned yet.
+    fn under_way(&self) -> Vec<UnderWay> {
+        Vec::new()
+    }
     /// Resolves when it can go on only in a process that starts anew.
     fn starts_anew(&self) -> impl Future<Output = ()> + Send {
         std::future::pending()
@@ -44,6 +50,9 @@ const HAND_OVER_MAX: Duration = Duration::from_secs(5);
 
 /// How long the node has to tell its status.
 const STATUS_MAX: Duration = Duration::from_millis(500);
+
+/// The loops are probed at half of it where no service manager says how often.
+const WATCHDOG_DEFAULT: Duration = Duration::from_secs(30);
 
 /// How long a start may wait for others and for elections before its log calls that a warning.
 const USUAL_START: Duration = Duration::from_secs(5);
@@ -139,23 +148,26 @@ impl<R: Requests> Lifecycle<R> {
         };
         let (stop, stopping) = watch::channel(false);
         let servers = serve(node.clone(), stopping.clone());
-        let watchdog = self.watchdog.map(|period| {
-            let probed = node.clone();
-            tokio::spawn(feed_watchdog(self.notifier.clone(), period, move || {
-                let (node, stopping) = (probed.clone(), stopping.clone());
-                async move {
-                    tokio::select! {
-                        answer = node.probe() => answer,
-                        // A node that is closing has no loops to probe, and the drain has its own end.
-                        () = stopped(stopping) => Ok(()),
-                    }
-                }
-            }))
-        });
-        let ended = self.serve(node, servers, stop, started, &mut reload).await;
-        if let Some(watchdog) = watchdog {
-            watchdog.abort();
+        let heart = Heart::default();
+        let (watched, probed) = (Arc::downgrade(&node), node.clone());
+        if let Err(error) = hang::watch(heart.clone(), move || watched.upgrade().map(|node| node.under_way()))
+        {
+            return self.failed(format!("a thread can't be started: {error}"));
         }
+        // Without a service manager that wants it, what is sent goes nowhere.
+        let period = self.watchdog.unwrap_or(WATCHDOG_DEFAULT);
+        let watchdog = tokio::spawn(feed_watchdog(self.notifier.clone(), heart, period, move || {
+            let (node, stopping) = (probed.clone(), stopping.clone());
+            async move {
+                tokio::select! {
+                    answer = node.probe() => answer,
+                    // A node that is closing has no loops to probe, and the drain has its own end.
+                    () = stopped(stopping) => Ok(()),
+                }
+            }
+        }));
+        let ended = self.serve(node, servers, stop, started, &mut reload).await;
+        watchdog.abort();
         ended
     }
 

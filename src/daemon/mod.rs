@@ -9,6 +9,7 @@ mod args;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod generate;
+mod hang;
 mod lifecycle;
 mod listen;
 mod log;

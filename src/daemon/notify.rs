@@ -12,6 +12,7 @@ use std::time::Duration;
 
 pub use sd_notify::NotifyState as State;
 
+use super::hang::Heart;
 use crate::error::Result;
 
 /// A service manager that does not read for this long has other troubles; we go on.
@@ -76,9 +77,13 @@ pub fn one_line(status: &str) -> String {
 }
 
 /// Feeds the watchdog at half its `period`, as long as `probe` answers: without an answer the service
-/// manager ends the process when the period is over, and starts it anew. Never returns.
-pub async fn feed_watchdog<F>(notifier: Notifier, period: Duration, mut probe: impl FnMut() -> F)
-where
+/// manager ends the process when the period is over, and starts it anew. `heart` beats with it. Never returns.
+pub async fn feed_watchdog<F>(
+    notifier: Notifier,
+    heart: Heart,
+    period: Duration,
+    mut probe: impl FnMut() -> F,
+) where
     F: Future<Output = Result<()>>,
 {
     let pause = period / 2;
@@ -97,6 +102,7 @@ where
         };
         match answer {
             Ok(()) => {
+                heart.beat();
                 notifier.send(&[State::Watchdog]);
                 tokio::time::sleep(pause).await;
             }
@@ -192,15 +198,16 @@ pub mod tests {
         let healthy = Arc::new(AtomicBool::new(true));
         let state = healthy.clone();
         let period = Duration::from_millis(40);
-        let feeding = tokio::spawn(feed_watchdog(manager.notifier.clone(), period, move || {
-            let healthy = state.load(Ordering::SeqCst);
-            async move {
-                match healthy {
-                    true => Ok(()),
-                    false => Err(Error::new(Reason::Internal, "stuck")),
+        let feeding =
+            tokio::spawn(feed_watchdog(manager.notifier.clone(), Heart::default(), period, move || {
+                let healthy = state.load(Ordering::SeqCst);
+                async move {
+                    match healthy {
+                        true => Ok(()),
+                        false => Err(Error::new(Reason::Internal, "stuck")),
+                    }
                 }
-            }
-        }));
+            }));
         manager.wait_for("WATCHDOG=1\nWATCHDOG=1\nWATCHDOG=1\n").await;
         healthy.store(false, Ordering::SeqCst);
         tokio::time::sleep(period).await;
@@ -216,7 +223,12 @@ pub mod tests {
     async fn a_probe_that_hangs_starves_the_watchdog() {
         let manager = Manager::new();
         let period = Duration::from_millis(20);
-        let feeding = tokio::spawn(feed_watchdog(manager.notifier.clone(), period, std::future::pending));
+        let feeding = tokio::spawn(feed_watchdog(
+            manager.notifier.clone(),
+            Heart::default(),
+            period,
+            std::future::pending,
+        ));
         tokio::time::sleep(period * 6).await;
         assert_eq!(manager.seen(), "");
         feeding.abort();

@@ -44,7 +44,7 @@ const PANICKED: &str = "This is a bug. The process ends; acknowledged writes are
 /// It does not return errors for much of what a damaged file can make it find.
 const SLED_PANICKED: &str = "The engine, sled, can't make sense of its files. The process ends. If it does so at each \
                              start, the disk has damaged them: in a cluster, let this node leave (rushkvctl cluster \
-                             leave), and start it with an empty data directory; alone, restore the data directory \
+                             leave NODE --yes), and start it with an empty data directory; alone, restore the data directory \
                              from a copy.";
 
 fn is_sleds(file: &str) -> bool {

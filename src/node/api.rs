@@ -113,6 +113,15 @@ pub struct Problem {
     pub message: String,
 }
 
+/// A problem that some of a cluster's nodes have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterProblem {
+    pub reason: String,
+    pub message: String,
+    /// Who tells of it, by name.
+    pub nodes: Vec<String>,
+}
+
 impl Problem {
     /// Whether a node that starts with this has not started yet. The others are an operator's to mend while it
     /// serves what it can: on a low disk that is done by deletes.
@@ -133,7 +142,7 @@ pub struct ClusterInfo {
     pub nodes: Vec<NodeInfo>,
     pub partitions: Vec<PartitionInfo>,
     pub answered_by: String,
-    pub problems: Vec<Problem>,
+    pub problems: Vec<ClusterProblem>,
 }
 
 /// A node that was taken in.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
-use super::{ClusterInfo, Node, NodeInfo, PartitionInfo, Problem, ReplicaInfo, Role};
+use super::{ClusterInfo, ClusterProblem, Node, NodeInfo, PartitionInfo, Problem, ReplicaInfo, Role};
 use crate::error::{Error, Reason, Result};
 use crate::proto::v1;
 use crate::types::{GroupId, NodeId, PartitionId, ReplicaId};
@@ -134,23 +134,25 @@ impl Node {
         let asked = others.map(|number| async move { (number, self.describe_there(number, deadline).await) });
         let mut said: BTreeMap<NodeId, NodeInfo> = BTreeMap::new();
         let mut led: BTreeMap<PartitionId, PartitionInfo> = BTreeMap::new();
-        let mut problems = self.problems();
+        let own = self.problems().into_iter().map(|one| (one.reason.to_string(), one.message));
+        let mut problems: Vec<ClusterProblem> = Vec::new();
+        tell(&mut problems, &self.options.name, own);
         for (number, answer) in join_all(asked).await {
             match answer {
                 Ok(answer) => {
+                    let its = answer.problems.into_iter().map(|one| (one.reason, one.message));
+                    tell(&mut problems, &name_of(state, number).unwrap_or_default(), its);
                     let reached = |node| NodeInfo { is_reachable: true, ..node_from(node) };
                     said.extend(answer.node.map(|node| (number, reached(node))));
                     led.extend(
                         answer.partitions.into_iter().map(|one| (PartitionId(one.id), partition_from(one))),
                     );
                 }
-                Err(error) => problems.push(Problem {
-                    reason: "NODE_UNREACHABLE",
-                    message: format!(
-                        "{} does not answer: {error}",
-                        name_of(state, number).unwrap_or_default()
-                    ),
-                }),
+                Err(error) => {
+                    let name = name_of(state, number).unwrap_or_default();
+                    let message = format!("{name} does not answer: {error}");
+                    tell(&mut problems, &self.options.name, [("NODE_UNREACHABLE".to_string(), message)]);
+                }
             }
         }
         let (mine, mine_led) = self.describe()?;
@@ -275,6 +277,17 @@ impl Node {
             })
             .collect();
         info
+    }
+}
+
+/// Adds what a node tells; what others tell in the same words is told once.
+fn tell(problems: &mut Vec<ClusterProblem>, node: &str, told: impl IntoIterator<Item = (String, String)>) {
+    for (reason, message) in told {
+        let same = |one: &&mut ClusterProblem| (&one.reason, &one.message) == (&reason, &message);
+        match problems.iter_mut().find(same) {
+            Some(known) => known.nodes.push(node.to_string()),
+            None => problems.push(ClusterProblem { reason, message, nodes: vec![node.to_string()] }),
+        }
     }
 }
 

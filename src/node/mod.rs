@@ -42,6 +42,7 @@ mod scrub;
 mod seat;
 mod superseded;
 mod taking_in;
+mod transfers;
 mod upkeep;
 
 use std::collections::{BTreeMap, HashMap};
@@ -56,7 +57,7 @@ use seat::Seat;
 
 use crate::error::{Error, Reason, Result};
 use crate::placement::RoutingTable;
-use crate::storage::DataDir;
+use crate::storage::{DataDir, UnderWay};
 use crate::transport::Transport;
 use crate::types::{Epoch, GroupId, NodeId, PartitionId};
 use crate::{kv, meta, raft, wal};
@@ -151,6 +152,11 @@ impl Node {
     /// Ends the process: what the state is can't be known any more, or can't be mended from here.
     fn fail(&self, reason: impl Into<String>) {
         self.failure.send_replace(Some(reason.into()));
+    }
+
+    /// The engine's calls that have not returned yet.
+    pub fn under_way(&self) -> Vec<UnderWay> {
+        self.store.engine().under_way()
     }
 
     /// Passes through every loop that serves: each group's core, and the log's writer. While the writer

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use super::reconcile::Confirmed;
-use super::{Consistency, Deadline, Node, NodeInfo, PartitionInfo, ScanPage, ScanQuery};
+use super::{Consistency, Deadline, Node, NodeInfo, PartitionInfo, Problem, ScanPage, ScanQuery};
 use crate::error::{Error, Reason, Result};
 use crate::kv;
 use crate::placement;
@@ -157,10 +157,11 @@ impl Node {
         Ok(Confirmed { members, term: status.term, index: membership.index })
     }
 
-    /// What this node knows of itself, and of the partitions that it leads.
-    pub fn peer_describe(&self, cluster_id: &str) -> Result<(NodeInfo, Vec<PartitionInfo>)> {
+    /// What this node knows of itself, and of the partitions that it leads; its problems.
+    pub fn peer_describe(&self, cluster_id: &str) -> Result<(NodeInfo, Vec<PartitionInfo>, Vec<Problem>)> {
         self.same_cluster(cluster_id)?;
-        self.describe()
+        let (node, partitions) = self.describe()?;
+        Ok((node, partitions, self.problems()))
     }
 
     pub(super) fn same_cluster(&self, asked: &str) -> Result<()> {

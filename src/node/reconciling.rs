@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use super::reconcile::{Confirmed, Observed, Present, Step, decide, replicas_to_close};
 use super::seat::{Seat, leads};
+use super::transfers::Transfers;
 use super::{Node, Replica};
 use crate::meta;
 use crate::raft::{Group, Machine, MembershipError, Removed, Role, Status};
@@ -24,10 +25,6 @@ const STEP_WITHIN: Duration = Duration::from_secs(5);
 
 /// A copy that was not heard of for this long does not count as one.
 const HEARD_WITHIN: Duration = Duration::from_secs(3);
-
-/// After a leadership was handed over, or declined, the group is left alone for this long: a group that
-/// changes leaders serves worse than one whose leader stands on the wrong node.
-const TRANSFER_PAUSE: Duration = Duration::from_secs(10);
 
 /// Between two questions to the members which cluster version they know, while this program knows a newer
 /// one than the cluster's.
@@ -43,7 +40,7 @@ pub(crate) struct Memory {
     /// Each led group's term and commit index at the last look: who has that much is complete, though
     /// writes go on meanwhile.
     commits: HashMap<GroupId, (u64, u64)>,
-    transfers: HashMap<GroupId, Instant>,
+    transfers: HashMap<GroupId, Transfers>,
     /// Replicas here that a committed membership has named.
     were_members: BTreeSet<LogKey>,
     /// When a group's leader was last asked about a replica that is not meant to be here.
@@ -124,26 +121,18 @@ impl Memory {
         let expect = status.membership?;
         let commit = status.committed.map_or(0, |committed| committed.index);
         let before = self.commits.insert(id, (status.term, commit));
+        let now = Instant::now();
+        let transfers = self.transfers.entry(id).or_insert_with(|| Transfers::new(now));
         if before.is_none_or(|(term, _)| term != status.term) {
-            // Somebody may just have handed over because he stops.
-            self.transfers.insert(id, Instant::now());
+            transfers.elected(now);
         }
         // Of an earlier term nothing is known of what the others have.
         let (_, commit_index) = before.filter(|(term, _)| *term == status.term)?;
         let observed = observed(group.key().replica, &status, commit_index, state.holders(id)?);
         match decide(&desired, &observed) {
             Step::Nothing => None,
-            Step::TransferLeader(_)
-                if self.transfers.get(&id).is_some_and(|last| last.elapsed() < TRANSFER_PAUSE) =>
-            {
-                None
-            }
-            step => {
-                if matches!(step, Step::TransferLeader(_)) {
-                    self.transfers.insert(id, Instant::now());
-                }
-                Some((id, step, expect))
-            }
+            Step::TransferLeader(_) if !transfers.is_due(now) => None,
+            step => Some((id, step, expect)),
         }
     }
 }

@@ -6,14 +6,16 @@ use std::time::Instant;
 
 use super::open::refused;
 use super::{Node, Options};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::raft;
 use crate::storage::{self, DataDir, Engine};
 
 /// Opens the engine, another one if that is due. `clean` says that it was left in order the last time.
 pub(super) fn open_engine(data_dir: &DataDir, options: &Options, clean: bool) -> Result<Arc<dyn Engine>> {
     let dir = data_dir.engine_dir();
-    let open = || storage::open(options.engine, &dir, &options.engine_options).map_err(refused);
+    let open = || {
+        storage::open(options.engine, &dir, &options.engine_options).map_err(|error| damaged(&dir, &error))
+    };
     let engine = open()?;
     let suspicion = storage::suspicion(&dir).map_err(refused)?;
     if let Some(why) = &suspicion {
@@ -50,6 +52,18 @@ pub(super) fn open_engine(data_dir: &DataDir, options: &Options, clean: bool) ->
     }
     drop(engine);
     open()
+}
+
+/// Names what can't be opened, and the way out where that is not in the error.
+fn damaged(dir: &Path, error: &storage::Error) -> Error {
+    match error {
+        storage::Error::Corrupt { .. } => refused(format!(
+            "{}: what is there is damaged: {error}; in a cluster, let this node leave (on another one: rushkvctl \
+             cluster leave NODE --yes) and start it with an empty data_dir; alone, restore the data_dir from a copy",
+            dir.display()
+        )),
+        _ => refused(error),
+    }
 }
 
 /// Why the engine can't be made anew now, if it can't.

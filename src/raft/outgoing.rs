@@ -35,9 +35,14 @@ const IN_FLIGHT_MAX: usize = 4;
 /// How long the receiver may take for one piece: a write into its engine, which can stall on its disk.
 const PIECE_WITHIN: Duration = Duration::from_secs(30);
 
-/// How long the receiver may take to make everything durable and to install it: longer than the
-/// longest stall that a node bears (two minutes).
+/// How long the receiver may take to read through everything, to make it durable and to install it: longer
+/// than the longest stall that a node bears (two minutes) ...
 const INSTALL_WITHIN: Duration = Duration::from_secs(150);
+/// ... and a second more for this much, since a large snapshot that is given up begins anew, and takes as
+/// long again. A slow disk does ten times that.
+const INSTALL_BYTES_PER_SECOND: u64 = 4 * 1024 * 1024;
+/// The transport gives a connection up after an hour without an answer.
+const INSTALL_WITHIN_MAX: Duration = Duration::from_secs(3500);
 
 /// How long the log after a sent snapshot is kept for its receiver to catch up.
 const CATCH_UP_WITHIN: Duration = Duration::from_secs(60);
@@ -142,6 +147,7 @@ impl Pieces<'_> {
         }
         let metrics = &self.peer.metrics;
         let mut sequence = 0;
+        let mut all_bytes = 0;
         loop {
             let (rest, records) = read(pinned).await.map_err(read_error)?;
             pinned = rest;
@@ -156,6 +162,7 @@ impl Pieces<'_> {
             metrics.snapshot_records_sent.inc_by(records.len() as u64);
             let bytes: usize = records.iter().map(|(key, value)| key.len() + value.len()).sum();
             metrics.snapshot_bytes_sent.inc_by(bytes as u64);
+            all_bytes += bytes as u64;
             self.send(&SnapshotRequest::Records { session, sequence, records });
             sequence += 1;
         }
@@ -166,7 +173,7 @@ impl Pieces<'_> {
         }
         drop(pinned);
         let end = SnapshotRequest::End { session, messages: sequence };
-        match self.ask(&end, INSTALL_WITHIN).await? {
+        match self.ask(&end, install_within(all_bytes)).await? {
             Some(vote) => Ok(vote),
             None => Err(Unreachable::from_string("the receiver did not say how the snapshot ended").into()),
         }
@@ -198,6 +205,11 @@ impl Pieces<'_> {
             Err(error) => Err(unreachable(&error).into()),
         }
     }
+}
+
+fn install_within(bytes: u64) -> Duration {
+    let more = Duration::from_secs(bytes / INSTALL_BYTES_PER_SECOND);
+    (INSTALL_WITHIN + more).min(INSTALL_WITHIN_MAX)
 }
 
 async fn read(mut pinned: Pinned) -> storage::Result<(Pinned, Vec<Pair>)> {

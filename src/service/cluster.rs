@@ -164,7 +164,11 @@ fn info(info: ClusterInfo) -> v1::InfoResponse {
         problems: info
             .problems
             .into_iter()
-            .map(|problem| v1::Problem { reason: problem.reason.into(), message: problem.message })
+            .map(|problem| v1::Problem {
+                reason: problem.reason,
+                message: problem.message,
+                nodes: problem.nodes,
+            })
             .collect(),
     }
 }

@@ -13,8 +13,8 @@ use crate::error::{Error, Reason, Result};
 use crate::kv::{Op, Outcome, Precondition, Record};
 use crate::limits::{SCAN_MESSAGE_BYTES, SCAN_MESSAGE_RECORDS};
 use crate::node::{
-    ClusterInfo, Consistency, Deadline, Joined, NodeInfo, PartitionInfo, Problem, ReplicaInfo, Role, Routed,
-    ScanPage, ScanQuery,
+    ClusterInfo, ClusterProblem, Consistency, Deadline, Joined, NodeInfo, PartitionInfo, Problem,
+    ReplicaInfo, Role, Routed, ScanPage, ScanQuery,
 };
 use crate::transport::Leader;
 use crate::types::{Epoch, NodeId, PartitionId, ReplicaId};
@@ -153,7 +153,7 @@ impl Backend for Fake {
 
     async fn cluster_info(&self) -> Result<ClusterInfo> {
         self.ready().await;
-        Ok(ClusterInfo { epoch: Epoch(*self.epoch.borrow()), problems: self.problems(), ..cluster_info() })
+        Ok(ClusterInfo { epoch: Epoch(*self.epoch.borrow()), problems: self.told(), ..cluster_info() })
     }
 
     fn locate(&self, key: &[u8]) -> Result<(u64, PartitionId)> {
@@ -182,6 +182,17 @@ impl Backend for Fake {
     async fn topology_changed(&self, seen: Epoch) {
         let mut epoch = self.epoch.subscribe();
         let _ = epoch.wait_for(|epoch| *epoch > seen.0).await;
+    }
+}
+
+impl Fake {
+    fn told(&self) -> Vec<ClusterProblem> {
+        let told = |problem: Problem| ClusterProblem {
+            reason: problem.reason.into(),
+            message: problem.message,
+            nodes: vec!["node1".into()],
+        };
+        self.problems().into_iter().map(told).collect()
     }
 }
 

@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 use super::deadline::Clock;
 use super::{cluster, kv};
 use crate::error::{Error, Reason, Result, to_status};
-use crate::node::{Consistency, Node, ScanQuery};
+use crate::node::{Consistency, Node, Problem, ScanQuery};
 use crate::proto::v1;
 use crate::proto::v1::peer_server::Peer;
 use crate::types::{GroupId, PartitionId};
@@ -144,10 +144,16 @@ impl Peer for Service {
 
     async fn describe(&self, request: Request<v1::DescribeRequest>) -> Answer<v1::DescribeResponse> {
         let described = self.node.peer_describe(&request.get_ref().cluster_id);
-        answer(described.map(|(node, partitions)| v1::DescribeResponse {
+        let problem = |problem: Problem| v1::Problem {
+            reason: problem.reason.into(),
+            message: problem.message,
+            nodes: Vec::new(),
+        };
+        answer(described.map(|(node, partitions, problems)| v1::DescribeResponse {
             cluster_version_max: crate::meta::CLUSTER_VERSION,
             node: Some(cluster::node(node)),
             partitions: cluster::partitions(partitions),
+            problems: problems.into_iter().map(problem).collect(),
         }))
     }
 }

@@ -36,13 +36,16 @@ pub struct Failed {
     pub error: Error,
     /// The other side itself said so; otherwise it could not be reached, or was silent.
     pub answered: bool,
+    /// The request may have left.
+    pub has_left: bool,
     /// Of its answer.
     pub metadata: MetadataMap,
 }
 
 impl Failed {
-    fn unanswered(error: Error) -> Failed {
-        Failed { error, answered: false, metadata: MetadataMap::new() }
+    fn unanswered(error: Error, sent: Happened) -> Failed {
+        let has_left = sent == Happened::Unknown;
+        Failed { error, answered: false, has_left, metadata: MetadataMap::new() }
     }
 }
 
@@ -76,7 +79,7 @@ where
     if result.is_err() && leaves_by < deadline {
         if gate.close() == Happened::No {
             let message = format!("no connection within {leaves_within:?}");
-            return Err(Failed::unanswered(Error::new(Reason::Unavailable, message)));
+            return Err(Failed::unanswered(Error::new(Reason::Unavailable, message), Happened::No));
         }
         result = timeout_at(deadline, &mut answer).await;
     }
@@ -86,9 +89,10 @@ where
         Ok(Err(status)) => Failed {
             error: judge(kind, &status, sent, Instant::now() >= deadline),
             answered: std::error::Error::source(&status).is_none(),
+            has_left: sent == Happened::Unknown,
             metadata: status.metadata().clone(),
         },
-        Err(_) => Failed::unanswered(late(kind, sent)),
+        Err(_) => Failed::unanswered(late(kind, sent), sent),
     })
 }
 

@@ -56,7 +56,7 @@ impl Default for Options {
             backoff_min: Duration::from_millis(50),
             backoff_max: Duration::from_secs(1),
             eager: Duration::from_millis(100),
-            stall: [Duration::from_secs(4), Duration::from_secs(30), Duration::from_secs(300)],
+            stall: [Duration::from_secs(4), Duration::from_secs(30), Duration::from_secs(3600)],
             queue_messages_max: 2 * PARTITIONS_MAX as usize,
             queue_bytes_max: [4 * MIB, 32 * MIB, 16 * MIB],
             callers_max: 4 * PARTITIONS_MAX as usize,

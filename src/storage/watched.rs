@@ -1,0 +1,182 @@
+//! An engine whose writing calls are listed while they run, so that one that never returns is noticed.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{Batch, Engine, KeyRange, Kind, Result, Sizes, View};
+
+/// A call that has not returned yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnderWay {
+    /// No other call has the same.
+    pub id: u64,
+    pub doing: &'static str,
+    /// What takes longer is taken for a hang.
+    pub limit: Duration,
+}
+
+/// A batch or the opening of a view waits for a flush at most: as long as an fsync may take.
+const WRITE_MAX: Duration = Duration::from_mins(2);
+/// A checkpoint syncs whatever was written since the last one, file by file.
+const CHECKPOINT_MAX: Duration = Duration::from_mins(10);
+
+pub(super) struct Watched<E> {
+    engine: E,
+    last_id: AtomicU64,
+    calls: Arc<Mutex<Vec<UnderWay>>>,
+}
+
+/// Takes its call off the list, even if that panics.
+struct Listed {
+    id: u64,
+    calls: Arc<Mutex<Vec<UnderWay>>>,
+}
+
+impl<E: Engine> Watched<E> {
+    pub(super) fn new(engine: E) -> Watched<E> {
+        Watched { engine, last_id: AtomicU64::new(0), calls: Arc::default() }
+    }
+
+    fn list(&self, doing: &'static str, limit: Duration) -> Listed {
+        let id = self.last_id.fetch_add(1, Ordering::Relaxed);
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(UnderWay { id, doing, limit });
+        Listed { id, calls: self.calls.clone() }
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).retain(|call| call.id != self.id);
+    }
+}
+
+impl<E: Engine> Engine for Watched<E> {
+    fn kind(&self) -> Kind {
+        self.engine.kind()
+    }
+
+    fn recovers_prefix(&self) -> bool {
+        self.engine.recovers_prefix()
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        self.engine.get(key)
+    }
+
+    fn apply(&self, batch: Batch) -> Result<()> {
+        let _listed = self.list("applying a batch", WRITE_MAX);
+        self.engine.apply(batch)
+    }
+
+    fn view(&self) -> Result<Box<dyn View>> {
+        let _listed = self.list("opening a view", WRITE_MAX);
+        self.engine.view()
+    }
+
+    fn view_of(&self, prefix: Bytes) -> Result<Box<dyn View>> {
+        let _listed = self.list("opening a view", WRITE_MAX);
+        self.engine.view_of(prefix)
+    }
+
+    /// Not listed, since how long it takes depends on the range.
+    fn delete_range(&self, range: KeyRange) -> Result<()> {
+        self.engine.delete_range(range)
+    }
+
+    fn checkpoint(&self) -> Result<()> {
+        let _listed = self.list("making a checkpoint", CHECKPOINT_MAX);
+        self.engine.checkpoint()
+    }
+
+    fn sizes(&self) -> Result<Sizes> {
+        self.engine.sizes()
+    }
+
+    fn close(&self) -> Result<()> {
+        let _listed = self.list("closing", CHECKPOINT_MAX);
+        self.engine.close()
+    }
+
+    fn under_way(&self) -> Vec<UnderWay> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl<E: Engine> fmt::Debug for Watched<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.engine.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::storage::memory::Memory;
+
+    /// Applies when it is let, checkpoints never.
+    #[derive(Debug)]
+    struct Held(Memory, Mutex<mpsc::Receiver<()>>);
+
+    impl Engine for Held {
+        fn kind(&self) -> Kind {
+            Kind::Memory
+        }
+        fn recovers_prefix(&self) -> bool {
+            true
+        }
+        fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+            self.0.get(key)
+        }
+        fn apply(&self, batch: Batch) -> Result<()> {
+            self.1.lock().unwrap().recv().unwrap();
+            self.0.apply(batch)
+        }
+        fn view(&self) -> Result<Box<dyn View>> {
+            self.0.view()
+        }
+        fn delete_range(&self, range: KeyRange) -> Result<()> {
+            self.0.delete_range(range)
+        }
+        fn checkpoint(&self) -> Result<()> {
+            panic!("as sled does")
+        }
+        fn sizes(&self) -> Result<Sizes> {
+            self.0.sizes()
+        }
+        fn close(&self) -> Result<()> {
+            self.0.close()
+        }
+    }
+
+    #[test]
+    fn a_call_is_listed_until_it_returns() {
+        let (let_go, held) = mpsc::sync_channel(1);
+        let engine = Arc::new(Watched::new(Held(Memory::default(), Mutex::new(held))));
+        assert!(engine.under_way().is_empty());
+        let applying = {
+            let engine = engine.clone();
+            std::thread::spawn(move || engine.apply(Batch::default()))
+        };
+        let listed = loop {
+            match &engine.under_way()[..] {
+                [] => std::thread::yield_now(),
+                [one] => break one.clone(),
+                more => panic!("{more:?}"),
+            }
+        };
+        assert_eq!((listed.doing, listed.limit), ("applying a batch", WRITE_MAX));
+        drop(engine.view().unwrap());
+        assert_eq!(engine.under_way(), [listed], "the others came and went");
+        let_go.send(()).unwrap();
+        applying.join().unwrap().unwrap();
+        assert!(engine.under_way().is_empty());
+        let checkpoint = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| engine.checkpoint()));
+        assert!(checkpoint.is_err() && engine.under_way().is_empty());
+    }
+}
