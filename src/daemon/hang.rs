@@ -17,9 +17,9 @@ use crate::storage::UnderWay;
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The loops go on without a sign of life for so long: half as much again as the unit's `WatchdogSec`,
-/// which is to come first where there is one.
-const SILENT_MAX: Duration = Duration::from_secs(90);
+/// The loops give no sign of life for so long: longer than an engine's write may take, which they can wait for,
+/// and which is to be named then.
+const SILENT_MAX: Duration = Duration::from_secs(150);
 
 /// How long the last words may take: whoever reads standard error may hang as well.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(1);

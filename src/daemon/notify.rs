@@ -76,7 +76,10 @@ pub fn one_line(status: &str) -> String {
     line
 }
 
-/// Feeds the watchdog at half its `period`, as long as `probe` answers: without an answer the service
+/// A heart beats at least as often while all is well, whatever the service manager wants.
+const PROBE_PAUSE_MAX: Duration = Duration::from_secs(15);
+
+/// Feeds the watchdog at half its `period` or more often, as long as `probe` answers: without an answer the service
 /// manager ends the process when the period is over, and starts it anew. `heart` beats with it. Never returns.
 pub async fn feed_watchdog<F>(
     notifier: Notifier,
@@ -86,7 +89,7 @@ pub async fn feed_watchdog<F>(
 ) where
     F: Future<Output = Result<()>>,
 {
-    let pause = period / 2;
+    let pause = (period / 2).min(PROBE_PAUSE_MAX);
     loop {
         let probing = probe();
         tokio::pin!(probing);

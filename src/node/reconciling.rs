@@ -131,7 +131,7 @@ impl Memory {
         let observed = observed(group.key().replica, &status, commit_index, state.holders(id)?);
         match decide(&desired, &observed) {
             Step::Nothing => None,
-            Step::TransferLeader(_) if !transfers.is_due(now) => None,
+            Step::TransferLeader(to) if !transfers.is_due(to, now) => None,
             step => Some((id, step, expect)),
         }
     }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::types::ReplicaId;
+
 /// Least time between two transfers of one group, and after an election.
 const PAUSE: Duration = Duration::from_secs(10);
 /// As often as a leader that can't serve is tried at least.
@@ -18,28 +20,36 @@ const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(5);
 pub(super) struct Transfers {
     last: Instant,
     handed_over: Option<Instant>,
+    to: Option<ReplicaId>,
+    /// Of transfers to that one.
     pause: Duration,
 }
 
 impl Transfers {
     pub(super) fn new(now: Instant) -> Transfers {
-        Transfers { last: now, handed_over: None, pause: PAUSE }
+        Transfers { last: now, handed_over: None, to: None, pause: PAUSE }
     }
 
     /// This node leads since now.
     pub(super) fn elected(&mut self, now: Instant) {
         // Somebody may just have handed over because he stops.
         self.last = now;
-        let is_back = self.handed_over.take().is_some_and(|then| now - then < GIVEN_BACK_WITHIN);
-        self.pause = if is_back { (self.pause * 2).min(PAUSE_MAX) } else { PAUSE };
+        // Without a transfer nothing was learned: who gave it back may have chosen another one.
+        if let Some(then) = self.handed_over.take() {
+            let is_back = now - then < GIVEN_BACK_WITHIN;
+            self.pause = if is_back { (self.pause * 2).min(PAUSE_MAX) } else { PAUSE };
+        }
     }
 
-    /// Whether it is time to hand over; notes that this is done.
-    pub(super) fn is_due(&mut self, now: Instant) -> bool {
-        let is_due = now - self.last >= self.pause;
+    /// Whether it is time to hand over to this one; notes that this is done.
+    pub(super) fn is_due(&mut self, to: ReplicaId, now: Instant) -> bool {
+        let is_another = self.to != Some(to);
+        let is_due = now - self.last >= if is_another { PAUSE } else { self.pause };
         if is_due {
-            self.last = now;
-            self.handed_over = Some(now);
+            if is_another {
+                self.pause = PAUSE;
+            }
+            *self = Transfers { last: now, handed_over: Some(now), to: Some(to), pause: self.pause };
         }
         is_due
     }
@@ -50,14 +60,15 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+    const TO: ReplicaId = ReplicaId(7);
 
     #[test]
     fn a_transfer_waits_for_its_turn() {
         let began = Instant::now();
         let mut transfers = Transfers::new(began);
-        assert!(!transfers.is_due(began + 9 * SECOND) && transfers.is_due(began + 10 * SECOND));
-        assert!(!transfers.is_due(began + 19 * SECOND), "it failed, and is not tried at once");
-        assert!(transfers.is_due(began + 20 * SECOND));
+        assert!(!transfers.is_due(TO, began + 9 * SECOND) && transfers.is_due(TO, began + 10 * SECOND));
+        assert!(!transfers.is_due(TO, began + 19 * SECOND), "it failed, and is not tried at once");
+        assert!(transfers.is_due(TO, began + 20 * SECOND));
     }
 
     #[test]
@@ -65,20 +76,39 @@ mod tests {
         let mut now = Instant::now();
         let mut transfers = Transfers::new(now);
         let mut waits = Vec::new();
-        for _ in 0..9 {
+        for turn in 0..9 {
             let began = now;
-            while !transfers.is_due(now) {
+            while !transfers.is_due(TO, now) {
                 now += SECOND;
             }
             waits.push((now - began).as_secs());
             now += SECOND;
             transfers.elected(now);
+            if turn == 3 {
+                // A third one led meanwhile, and was killed.
+                transfers.elected(now);
+            }
         }
         assert_eq!(waits, [10, 20, 40, 80, 160, 320, 600, 600, 600]);
         // It has led for a while in the end.
-        assert!(transfers.is_due(now + PAUSE_MAX));
+        assert!(transfers.is_due(TO, now + PAUSE_MAX));
         now += PAUSE_MAX + GIVEN_BACK_WITHIN;
         transfers.elected(now);
-        assert!(transfers.is_due(now + PAUSE));
+        assert!(transfers.is_due(TO, now + PAUSE));
+    }
+
+    #[test]
+    fn somebody_else_does_not_wait_for_it() {
+        let mut now = Instant::now();
+        let mut transfers = Transfers::new(now);
+        for _ in 0..3 {
+            now += 40 * SECOND;
+            assert!(transfers.is_due(TO, now));
+            transfers.elected(now + SECOND);
+        }
+        let other = ReplicaId(8);
+        assert!(!transfers.is_due(TO, now + 11 * SECOND) && transfers.is_due(other, now + 11 * SECOND));
+        // Nor does it, rebuilt, for what it was.
+        assert!(transfers.is_due(TO, now + 21 * SECOND));
     }
 }

@@ -19,13 +19,16 @@ pub struct UnderWay {
     pub limit: Duration,
 }
 
-/// A batch or the opening of a view waits for a flush at most: as long as an fsync may take.
+/// A batch, or the opening of a view, waits for a flush at most: as long as an fsync may take.
 const WRITE_MAX: Duration = Duration::from_mins(2);
+/// fjall lets a batch wait for merges, too, of a GB and more; it looks itself whether those still go on.
+const WRITE_MAX_FJALL: Duration = Duration::from_mins(10);
 /// A checkpoint syncs whatever was written since the last one, file by file.
 const CHECKPOINT_MAX: Duration = Duration::from_mins(10);
 
 pub(super) struct Watched<E> {
     engine: E,
+    write_max: Duration,
     last_id: AtomicU64,
     calls: Arc<Mutex<Vec<UnderWay>>>,
 }
@@ -38,7 +41,11 @@ struct Listed {
 
 impl<E: Engine> Watched<E> {
     pub(super) fn new(engine: E) -> Watched<E> {
-        Watched { engine, last_id: AtomicU64::new(0), calls: Arc::default() }
+        let write_max = match engine.kind() {
+            Kind::Fjall => WRITE_MAX_FJALL,
+            Kind::Sled | Kind::Memory => WRITE_MAX,
+        };
+        Watched { engine, write_max, last_id: AtomicU64::new(0), calls: Arc::default() }
     }
 
     fn list(&self, doing: &'static str, limit: Duration) -> Listed {
@@ -68,17 +75,17 @@ impl<E: Engine> Engine for Watched<E> {
     }
 
     fn apply(&self, batch: Batch) -> Result<()> {
-        let _listed = self.list("applying a batch", WRITE_MAX);
+        let _listed = self.list("applying a batch", self.write_max);
         self.engine.apply(batch)
     }
 
     fn view(&self) -> Result<Box<dyn View>> {
-        let _listed = self.list("opening a view", WRITE_MAX);
+        let _listed = self.list("opening a view", self.write_max);
         self.engine.view()
     }
 
     fn view_of(&self, prefix: Bytes) -> Result<Box<dyn View>> {
-        let _listed = self.list("opening a view", WRITE_MAX);
+        let _listed = self.list("opening a view", self.write_max);
         self.engine.view_of(prefix)
     }
 
