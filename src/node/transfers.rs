@@ -102,7 +102,7 @@ mod tests {
         let mut now = Instant::now();
         let mut transfers = Transfers::new(now);
         for _ in 0..3 {
-            now += 40 * SECOND;
+            now += 60 * SECOND;
             assert!(transfers.is_due(TO, now));
             transfers.elected(now + SECOND);
         }
