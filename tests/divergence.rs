@@ -351,6 +351,18 @@ async fn a_voter_of_two_copies_that_changed_refuses_until_it_has_left() {
         let reasons: Vec<&str> = told.problems.iter().filter(of).map(|problem| &*problem.reason).collect();
         assert!(reasons.contains(&"DIVERGED"), "asked {asked}: {told:?}");
     }
+    // A start does not look at the records, and does not forget.
+    assert_eq!(cluster.nodes[at].stop(), Some(0));
+    cluster.nodes[at].start();
+    let started = Instant::now();
+    loop {
+        match client.put("key", "another").await {
+            Err(error) if error.reason == Reason::Diverged => break,
+            Err(error) if error.reason == Reason::Unavailable && started.elapsed() < WAIT_MAX => {}
+            answered => panic!("{answered:?}\n{}", cluster.logs()),
+        }
+    }
+    assert_eq!(client.get("key").await.unwrap_err().reason, Reason::Diverged);
 
     client.leave(&cluster.nodes[at].name).await.unwrap();
     let kept = cluster.nodes[1 - at].name.clone();

@@ -65,6 +65,33 @@ async fn who_proposes_the_founding_crashes(engine: Engine) {
     who_proposes_crashes(engine).await;
 }
 
+/// It had been told to begin some of the partitions: two of three begin them without it, and it can be let go.
+async fn a_founder_never_comes_back(engine: Engine) {
+    let (_dir, mut nodes) = together(3, engine);
+    nodes[2].set(CRASH_AT, Some("forming.birth"));
+    nodes.iter_mut().for_each(Daemon::start);
+    assert_eq!(nodes[2].wait_end(CRASHES_WITHIN), None, "{}", logs(&nodes));
+    std::fs::remove_dir_all(&nodes[2].data_dir).unwrap();
+    let started = Instant::now();
+    loop {
+        let told = info(nodes[0].channel()).await;
+        if told
+            .as_ref()
+            .is_ok_and(|info| info.partition_count > 0 && info.partitions_led == info.partition_count)
+        {
+            break;
+        }
+        assert!(started.elapsed() < WAIT_MAX, "not all are led: {told:?}\n{}", logs(&nodes));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let told = ctl(&nodes[0], &["cluster", "leave", "node3", "--yes"]);
+    assert!(told.0, "{told:?}");
+    are_one(&mut nodes[..2], "the third was let go").await;
+    nodes[2].set(CRASH_AT, None);
+    nodes[2].start();
+    are_one(&mut nodes, "it came anew").await;
+}
+
 async fn a_joining_node_crashes(engine: Engine) {
     let steps = ["forming.all-heard", "joining.admitted", "joining.identity-written"];
     at_each(steps, |step| async move {
@@ -352,6 +379,7 @@ on_both_engines! {
     all_founders_are_killed_once_the_cluster_is_formed,
     all_founders_are_killed_while_they_prepare,
     who_proposes_the_founding_crashes,
+    a_founder_never_comes_back,
     a_joining_node_crashes,
     a_node_whose_peers_are_only_itself_founds_alone,
     nodes_started_alone_are_joined_the_originals_way,

@@ -201,7 +201,7 @@ impl State {
         if let Some((number, _)) = self.members.iter().find(|(_, member)| member.name == name) {
             return Err(format!(
                 "{name} is member {number} with another data directory: if its disk was lost or replaced, let that \
-                 member leave first (rushkvctl cluster leave {name}); else choose another node_id"
+                 member leave first (rushkvctl cluster leave {name} --yes); else choose another node_id"
             ));
         }
         // The version may have risen since the node was asked.

@@ -118,7 +118,7 @@ pub struct Problem {
 pub struct ClusterProblem {
     pub reason: String,
     pub message: String,
-    /// Who tells of it, by name.
+    /// Who has it, by name.
     pub nodes: Vec<String>,
 }
 

@@ -2,10 +2,11 @@
 //! holds, and the births of groups.
 //!
 //! A replica is opened only because applied metadata names its id, never because a message came for it;
-//! a group is begun only by its first birth replica, and only while it is `Creating` (rule 8).
+//! a group is begun only by its birth voters, all with the same members, and only while it is `Creating` (rule 8):
+//! by the first of them, or by the others if that one does not come.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
@@ -16,13 +17,18 @@ use super::{Cluster, DataGroup, Node, Replica, reconcile};
 use crate::error::Result;
 use crate::raft::Carrier;
 use crate::types::{LogKey, NodeId, PartitionId, ReplicaId};
-use crate::{kv, meta};
+use crate::way_out::START_OVER;
+use crate::{crash_point, kv, meta};
 
 /// What could not be told to group 0 is told again this much later.
 const AGAIN: Duration = Duration::from_millis(200);
 
 /// How long a change of group 0 is waited for: a replica that was destroyed here is told, though none comes.
 const AT_LATEST: Duration = Duration::from_secs(10);
+
+/// How long the first birth replica has to begin a group and to tell of it, before another one does. Should both,
+/// nothing is lost: they begin it with the same entry, and one of them is elected.
+const BIRTH_WAIT: Duration = Duration::from_secs(5);
 
 /// For one attempt to tell group 0 of something.
 const TOLD_WITHIN: Duration = Duration::from_secs(5);
@@ -36,6 +42,7 @@ pub(super) async fn catch_up(node: &Arc<Node>) -> Result<()> {
 }
 
 pub(super) async fn run(node: Weak<Node>) {
+    let mut births = BTreeMap::new();
     loop {
         let Some(strong) = node.upgrade() else { return };
         let mut seats = strong.seat.subscribe();
@@ -53,7 +60,7 @@ pub(super) async fn run(node: Weak<Node>) {
             return;
         }
         // Both, each time.
-        let more = strong.tell_births().await | strong.tell_destroyed().await;
+        let more = strong.tell_births(&mut births).await | strong.tell_destroyed().await;
         drop(strong);
         let changed = async {
             tokio::select! {
@@ -139,19 +146,21 @@ impl Node {
             && !group.is_initialized().await.map_err(refused)?
         {
             if let Some(voters) = initialize {
+                crash_point::reached("forming.birth");
                 group.initialize(&voters).await.map_err(refused)?;
             } else if partition.replicas == [replica] && partition.birth_replicas == [replica] {
                 return Err(refused(format!(
-                    "the log of partition {id} is empty, but the partition was created: its data is lost here; \
-                     restore the data directory, wal included, from one copy"
+                    "the log of partition {id} is empty, but the partition was created: its data is lost here: \
+                     {START_OVER}"
                 )));
             }
         }
         group.elect_if_alone().await;
+        let suspect = self.store.suspicion(key).map_err(refused)?.map_or_else(OnceLock::new, OnceLock::from);
         self.replicas
             .write()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(id, Replica { group: group.clone(), totals, suspect: Arc::default() });
+            .insert(id, Replica { group: group.clone(), totals, suspect: Arc::new(suspect) });
         // After it is held: one that is not is none of the process's.
         self.watch_group(&group, |node, group| {
             let held = |(_, replica): &(PartitionId, Replica)| replica.group.is_same(group);
@@ -167,8 +176,9 @@ impl Node {
         Ok(data.map(|(number, replica)| (PartitionId(number), replica)).collect())
     }
 
-    /// Tells group 0 of the groups that this node has begun; true: some could not be told.
-    async fn tell_births(&self) -> bool {
+    /// Begins the groups that somebody else should have begun, and tells group 0 of those that have begun; true: that
+    /// is not done. `since` remembers since when each birth is waited for.
+    async fn tell_births(&self, since: &mut BTreeMap<LogKey, Instant>) -> bool {
         let Some(cluster) = self.cluster() else { return false };
         let mut more = false;
         for (id, partition) in &cluster.state.partitions {
@@ -176,11 +186,21 @@ impl Node {
                 continue;
             }
             let Some(replica) = self.replica(*id) else { continue };
-            if partition.birth_replicas.first() != Some(&replica.group.key().replica) {
+            let key = replica.group.key();
+            let voters = partition.birth_voters();
+            if !voters.contains(&key.replica) {
                 continue;
             }
+            let waited = since.entry(key).or_insert_with(Instant::now).elapsed();
+            let is_turn = partition.birth_replicas.first() == Some(&key.replica) || waited >= BIRTH_WAIT;
             let begun = replica.group.is_initialized().await.unwrap_or(false);
-            if !begun {
+            if !begun && is_turn && replica.group.damage().is_none() {
+                tracing::warn!(partition = %id, %key, "its first replica did not begin the group: this one does");
+                if let Err(error) = replica.group.initialize(&voters).await {
+                    tracing::warn!(%error, partition = %id, "a group was not begun; it is tried again");
+                }
+            }
+            if !begun || !is_turn {
                 more = true;
                 continue;
             }
@@ -190,6 +210,12 @@ impl Node {
                 more = true;
             }
         }
+        since.retain(|key, _| {
+            let of = |(id, partition): (&PartitionId, &meta::Partition)| {
+                id.group() == key.group && partition.birth == meta::Birth::Creating
+            };
+            cluster.state.partitions.iter().any(of)
+        });
         more
     }
 

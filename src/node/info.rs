@@ -151,7 +151,7 @@ impl Node {
                 Err(error) => {
                     let name = name_of(state, number).unwrap_or_default();
                     let message = format!("{name} does not answer: {error}");
-                    tell(&mut problems, &self.options.name, [("NODE_UNREACHABLE".to_string(), message)]);
+                    tell(&mut problems, &name, [("NODE_UNREACHABLE".to_string(), message)]);
                 }
             }
         }

@@ -25,6 +25,7 @@ use crate::proto::v1::{Founding, Joining};
 use crate::storage::DataDir;
 use crate::transport::{self, Transport};
 use crate::types::{GroupId, LogKey, NodeId};
+use crate::way_out::START_OVER;
 use crate::{raft, wal};
 
 /// The number of a node that founds a cluster alone.
@@ -248,8 +249,7 @@ fn recover(options: &Options, wal_metrics: wal::Metrics) -> Result<Opened> {
     tracing::info!(seconds = started.elapsed().as_secs_f64(), "write-ahead log recovered");
     if identity.is_none() && founding.is_none() && !wal.keys().is_empty() {
         return Err(refused(format!(
-            "{}: the file IDENTITY is missing, but there is a log: restore the whole data directory from one \
-             copy taken while the node was stopped, or start with an empty one",
+            "{}: the file IDENTITY is missing, but there is a log: {START_OVER}",
             options.data_dir.display()
         )));
     }

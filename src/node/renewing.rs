@@ -9,6 +9,7 @@ use super::{Node, Options};
 use crate::error::{Error, Result};
 use crate::raft;
 use crate::storage::{self, DataDir, Engine};
+use crate::way_out::START_OVER;
 
 /// Opens the engine, another one if that is due. `clean` says that it was left in order the last time.
 pub(super) fn open_engine(data_dir: &DataDir, options: &Options, clean: bool) -> Result<Arc<dyn Engine>> {
@@ -57,11 +58,9 @@ pub(super) fn open_engine(data_dir: &DataDir, options: &Options, clean: bool) ->
 /// Names what can't be opened, and the way out where that is not in the error.
 fn damaged(dir: &Path, error: &storage::Error) -> Error {
     match error {
-        storage::Error::Corrupt { .. } => refused(format!(
-            "{}: what is there is damaged: {error}; in a cluster, let this node leave (on another one: rushkvctl \
-             cluster leave NODE --yes) and start it with an empty data_dir; alone, restore the data_dir from a copy",
-            dir.display()
-        )),
+        storage::Error::Corrupt { .. } => {
+            refused(format!("{}: what is there is damaged: {error}: {START_OVER}", dir.display()))
+        }
         _ => refused(error),
     }
 }

@@ -11,12 +11,13 @@ use prometheus::{IntCounter, IntGauge, Registry};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::open::refused;
 use super::{Deadline, Node, Replica};
 use crate::error::Result;
 use crate::kv::{self, ReadError};
 use crate::proto::v1;
 use crate::storage;
-use crate::types::PartitionId;
+use crate::types::{LogKey, PartitionId};
 
 /// From the end of one pass to the next one, and from the start to the first.
 const INTERVAL: Duration = Duration::from_secs(24 * 3600);
@@ -248,6 +249,15 @@ impl Node {
         }
     }
 
+    /// A start does not look at the records: it must know.
+    async fn note_suspect(&self, key: LogKey, why: String) -> Result<()> {
+        let store = self.store.clone();
+        tokio::task::spawn_blocking(move || store.mark_suspect(key, &why))
+            .await
+            .map_err(refused)?
+            .map_err(refused)
+    }
+
     /// Stops a copy that is not what was written, if nothing is lost with it, or if it is the only one; else it goes on
     /// as a member of its group, and serves nothing linearizable.
     pub(super) async fn found_damaged(&self, partition: PartitionId, replica: &Replica, why: String) {
@@ -257,6 +267,9 @@ impl Node {
         if !is_alone {
             // Before the others are asked: of two that are damaged, neither may count on the other.
             let is_new = replica.suspect.set(why.clone()).is_ok();
+            if is_new && let Err(error) = self.note_suspect(key, why.clone()).await {
+                return self.fail(format!("partition {partition}: the damage can't be noted: {error}"));
+            }
             if !self.others_agree(partition, key.replica).await {
                 if is_new {
                     tracing::error!(%partition, %key, "no other copies are known that agree: it is not replaced yet");

@@ -12,6 +12,7 @@ use crate::error::{Error, Reason, Result};
 use crate::proto::v1::{Founder, Founding};
 use crate::raft::Carrier;
 use crate::types::{GroupId, LogKey, NodeId};
+use crate::way_out::START_OVER;
 use crate::{meta, raft};
 
 /// Who this node is in its cluster.
@@ -61,16 +62,12 @@ impl Node {
             .await
             .map_err(refused)?;
         if let Some(why) = meta.damage() {
-            return Err(refused(format!(
-                "group 0 can't be read: {why}; restore the whole data directory from one copy taken while the \
-                 node was stopped"
-            )));
+            return Err(refused(format!("group 0 can't be read: {why}: {START_OVER}")));
         }
         if !meta.is_initialized().await.map_err(refused)? && beginning == Beginning::Alone {
             if state.borrow().is_formed() || self.wal.keys().iter().any(|other| *other != key) {
                 return Err(refused(format!(
-                    "group 0's log is empty, but the directory holds data of cluster {}: restore the data \
-                     directory, wal included, from one copy, or start with an empty one",
+                    "group 0's log is empty, but the directory holds data of cluster {}: {START_OVER}",
                     identity.cluster_id
                 )));
             }

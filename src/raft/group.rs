@@ -34,6 +34,7 @@ use super::store::Store;
 use super::types::{TypeConfig, log_id, raft_log_id};
 use crate::limits::{GROUP_PENDING_BYTES_MAX, GROUP_PENDING_MAX};
 use crate::types::{LogId, LogKey, NodeId, ReplicaId};
+use crate::way_out::START_OVER;
 use crate::{runtime, wal};
 
 /// Why a command was not answered.
@@ -191,16 +192,14 @@ impl<M: Machine> Group<M> {
         if applied > log_last || furthest > log_ends || (applied.is_some() && !has_vote) {
             return Err(open_error(format!(
                 "the engine has applied up to {furthest}, but the write-ahead log ends at {}: the log is incomplete, and \
-                 acknowledged writes may be lost; restore the whole data directory, wal included, from one copy \
-                 taken while the node was stopped, or start with an empty one",
+                 acknowledged writes may be lost: {START_OVER}",
                 display(log_last)
             )));
         }
         if applied < log_purged {
             return Err(open_error(format!(
                 "the write-ahead log begins after {}, but the engine has applied only up to {}: the engine has \
-                 lost what it had made durable; restore the whole data directory from one copy taken while the \
-                 node was stopped, or start with an empty one",
+                 lost what it had made durable: {START_OVER}",
                 display(log_purged),
                 display(applied)
             )));
@@ -556,6 +555,8 @@ fn config(key: LogKey) -> openraft::Config {
         enable_pre_vote: Some(true),
         // A leader that comes back before its followers noticed could otherwise give log ids away twice.
         enable_leader_restore: Some(is_leader_restored()),
+        // A follower whose disk lost the end of its log gets it again; `network.rs` says so aloud.
+        allow_log_reversion: Some(true),
         // The live state is the snapshot, and we purge ourselves, at checkpoints.
         snapshot_policy: openraft::SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,

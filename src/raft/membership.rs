@@ -11,7 +11,7 @@ use openraft::ChangeMembers;
 use openraft::error::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::errors::PreconditionFailed;
 use openraft::raft::{Precondition, VoteRequest};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Group;
 use super::machine::Machine;
@@ -29,6 +29,9 @@ const TRANSFER_LAG_MAX: u64 = 4096;
 
 /// How long a transfer may take. The group accepts no writes meanwhile.
 const TRANSFER_WITHIN: Duration = Duration::from_secs(2);
+
+/// Between two attempts to step down.
+const ABDICATE_PAUSE: Duration = Duration::from_millis(200);
 
 /// How long a transfer waits for what is under way.
 const QUIET_WITHIN: Duration = Duration::from_millis(200);
@@ -221,12 +224,19 @@ impl<M: Machine> Group<M> {
     /// safe: this replica's vote in that term is then given to `to`, and to nobody else.
     async fn abdicate(&self, to: ReplicaId, term: u64) -> Result<(), MembershipError> {
         let stopped = |error: &dyn std::fmt::Display| MembershipError::Unknown(error.to_string());
-        // A transfer lets nothing be appended, so that the log has caught up with the core long since.
-        let last = self.log.last().map(raft_log_id);
-        let mut vote = VoteRequest::<TypeConfig>::new(Vote::new(term + 1, to.0), last);
-        vote.leadership_transfer = true;
-        self.raft.vote(vote).await.map_err(|error| stopped(&error))?;
-        Ok(())
+        loop {
+            // A transfer lets nothing be appended; but writes before it may still have waited for a disk that stalled.
+            let last = self.log.last().map(raft_log_id);
+            let mut vote = VoteRequest::<TypeConfig>::new(Vote::new(term + 1, to.0), last);
+            vote.leadership_transfer = true;
+            let answer = self.raft.vote(vote).await.map_err(|error| stopped(&error))?;
+            let status = self.status();
+            if answer.vote_granted || status.role != Role::Leader || status.term != term {
+                return Ok(());
+            }
+            tracing::warn!(key = %self.key, %to, "it could not step down yet");
+            sleep(ABDICATE_PAUSE).await;
+        }
     }
 }
 

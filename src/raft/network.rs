@@ -68,6 +68,7 @@ impl Peers {
             carrier: self.carrier.clone(),
             metrics: self.metrics.clone(),
             outgoing: self.outgoing.clone(),
+            acknowledged: None,
         }
     }
 }
@@ -97,6 +98,8 @@ pub(crate) struct Peer {
     pub(super) carrier: Arc<dyn Carrier>,
     pub(super) metrics: Metrics,
     pub(super) outgoing: Outgoing,
+    /// The last entry that it said it has, durably, since this task began.
+    acknowledged: Option<RaftLogId>,
 }
 
 /// Why a call went unanswered.
@@ -117,6 +120,22 @@ pub(super) fn unreachable(error: &NoAnswer) -> Unreachable<TypeConfig> {
 impl Peer {
     pub(super) fn timeout(&self, action: RPCTypes, timeout: Duration) -> Timeout<TypeConfig> {
         Timeout { action, id: self.route.from.0, target: self.route.to.0, timeout }
+    }
+
+    /// Says so if a follower has no entry any more that it acknowledged to this leader. It gets it again; but what
+    /// was committed with its help may be on one disk less than was promised.
+    fn look_for_loss(&mut self, missing: RaftLogId) {
+        if let Some(acknowledged) =
+            self.acknowledged.take_if(|acknowledged| missing.index <= acknowledged.index)
+        {
+            tracing::error!(
+                route = %self.route,
+                %acknowledged,
+                %missing,
+                "a replica has lost entries that it had made durable: its disk lost them, or its data directory is an \
+                 old copy; it gets them again"
+            );
+        }
     }
 
     /// Sends one message that is no entry and no snapshot, and waits for its answer.
@@ -337,8 +356,13 @@ where
             Some(Err(error)) => Err(NoAnswer::from(error)),
             None => return Err(self.peer.timeout(RPCTypes::AppendEntries, self.answer_within).into()),
         };
-        if let Ok(Err(StreamAppendError::Conflict(_))) = &answer {
-            self.peer.metrics.append_conflicts.inc();
+        match &answer {
+            Ok(Ok(last)) => self.peer.acknowledged = self.peer.acknowledged.max(*last),
+            Ok(Err(StreamAppendError::Conflict(at))) => {
+                self.peer.metrics.append_conflicts.inc();
+                self.peer.look_for_loss(*at);
+            }
+            Ok(Err(StreamAppendError::HigherVote(_))) | Err(_) => {}
         }
         answer.map_err(|error| unreachable(&error).into())
     }

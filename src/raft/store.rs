@@ -189,6 +189,21 @@ impl Store {
         Ok(self.engine.checkpoint()?)
     }
 
+    /// Notes, durably, that the replica's records can be read but are not those that were written: until it is
+    /// replaced, it is not counted on. Blocks on the disk.
+    pub fn mark_suspect(&self, key: LogKey, why: &str) -> Result<(), StoreError> {
+        let mut batch = Batch::default();
+        batch.put(replica_key(SUSPECT, key), Bytes::copy_from_slice(why.as_bytes()));
+        self.engine.apply(batch)?;
+        Ok(self.engine.checkpoint()?)
+    }
+
+    /// What [`Self::mark_suspect`] noted.
+    pub fn suspicion(&self, key: LogKey) -> Result<Option<String>, StoreError> {
+        let why = self.engine.get(&replica_key(SUSPECT, key))?;
+        Ok(why.map(|why| String::from_utf8_lossy(&why).into_owned()))
+    }
+
     /// Whether the copy of any replica here is marked as one that can't be read. Blocks on the disk.
     pub fn has_damage(&self) -> Result<bool, StoreError> {
         has_damage(self.engine.as_ref())
@@ -369,8 +384,8 @@ fn forget_destroyed(engine: &dyn Engine) -> Result<(), StoreError> {
 }
 
 fn delete_state(batch: &mut Batch, key: LogKey) {
-    for gone in [state_key(key), applied_key(key), membership_key(key), damage_key(key)] {
-        batch.delete(gone);
+    for kind in [STATE, APPLIED, MEMBERSHIP, DAMAGE, SUSPECT] {
+        batch.delete(replica_key(kind, key));
     }
 }
 
@@ -398,6 +413,7 @@ const STATE: u8 = b's';
 const APPLIED: u8 = b'a';
 const MEMBERSHIP: u8 = b'm';
 const DAMAGE: u8 = b'x';
+const SUSPECT: u8 = b'q';
 const TOMBSTONE: u8 = b't';
 
 fn replica_key(kind: u8, key: LogKey) -> Bytes {

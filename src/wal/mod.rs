@@ -47,6 +47,7 @@ pub use metrics::Metrics;
 use shared::Shared;
 
 use crate::types::{LogId, LogKey};
+use crate::way_out::START_OVER;
 
 /// One entry of a group's log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,17 +140,15 @@ pub enum OpenError {
     /// What was fsynced is not there any more: entries that this node has acknowledged are lost.
     #[error(
         "write-ahead log: {} is damaged at offset {offset}: {found}. Acknowledged writes may be lost, so \
-         this node must not go on with it. Restore the whole data directory from a copy taken while the \
-         node was stopped, or move it away and let the node join the cluster anew",
-        path.display()
+         this node must not go on with it: {}",
+        path.display(), START_OVER
     )]
     Damaged { path: PathBuf, offset: u64, found: String },
     /// A file of the sequence is gone.
     #[error(
         "write-ahead log: {} is missing, and segments after it are there. Acknowledged writes may be \
-         lost, so this node must not go on without it. Restore the whole data directory from a copy \
-         taken while the node was stopped, or move it away and let the node join the cluster anew",
-        path.display()
+         lost, so this node must not go on without it: {}",
+        path.display(), START_OVER
     )]
     Missing { path: PathBuf },
 }

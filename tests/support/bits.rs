@@ -299,10 +299,14 @@ pub async fn bit_is_mended(rig: &mut Rig<'_>, node: usize) {
     // What was damaged may still be in the engine, though nobody needs it: one start finds that it can't be deleted,
     // the next one makes the engine anew.
     for _ in 0..2 {
+        let said_before = rig.cluster.nodes[node].log().len();
         all_run_again(rig).await;
         rig.cluster.serve().await;
         let mended = &mut rig.cluster.nodes[node];
-        assert_eq!(mended.stop(), Some(0), "{}", mended.log());
+        let code = mended.stop();
+        // A write may meet it at this very moment, too.
+        let has_met_it = || mended.log()[said_before..].contains("checksum");
+        assert!(code == Some(0) || has_met_it(), "{code:?} {}", mended.log());
         mended.start();
         rig.cluster.serve().await;
     }

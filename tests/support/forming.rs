@@ -116,7 +116,8 @@ pub const STEPS_OF_THE_FIRST: [&str; 5] = [
 pub const STEPS_OF_ANOTHER: [&str; 2] = ["forming.asked-to-prepare", "forming.prepared"];
 
 /// Those that each takes.
-pub const STEPS_OF_EACH: [&str; 3] = ["forming.all-heard", "forming.formed", "forming.identity-written"];
+pub const STEPS_OF_EACH: [&str; 4] =
+    ["forming.all-heard", "forming.birth", "forming.formed", "forming.identity-written"];
 
 /// Three nodes found a cluster, and `victim` crashes at the step once.
 pub async fn founder_crashes(engine: Engine, victim: usize, step: &str) {

@@ -132,7 +132,7 @@ fn any_flipped_bit_before_the_last_batch_is_refused() {
             damaged.edit(&path, |bytes| bytes[at] ^= 1 << (at % 8));
             let error = refused(&damaged, &format!("a flipped bit at {at}"));
             assert!(error.contains(&format!("0001.wal is damaged at offset {start}: ")), "{error}");
-            assert!(error.contains("Restore the whole data directory"), "{error}");
+            assert!(error.contains("restore the whole data_dir"), "{error}");
         }
     }
 }
