@@ -312,7 +312,7 @@ async fn a_member_with_a_wiped_disk_does_not_come_back_as_itself(engine: Engine)
     nodes[2].kill();
     std::fs::remove_dir_all(&nodes[2].data_dir).unwrap();
     nodes[2].start();
-    let why = ["node3 is member n3 with another data directory", "(rushkvctl cluster leave node3)"];
+    let why = ["node3 is member n3 with another data directory", "(rushkvctl cluster leave node3 --yes)"];
     refuses(&mut nodes[2], &why);
     // What it says helps: the member leaves, and the name is free.
     let told = ctl(&nodes[0], &["cluster", "leave", "node3", "--yes"]);
