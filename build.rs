@@ -17,6 +17,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     // For server reflection, and for `make proto`.
     std::fs::write(out.join("rushkv.pb"), protox::prost::Message::encode_to_vec(&descriptors))?;
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".")
+        .codec_path("crate::proto::codec::ProstCodec")
+        .compile_fds(descriptors)?;
     Ok(())
 }

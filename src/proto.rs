@@ -2,6 +2,8 @@
 
 #![allow(missing_docs, clippy::all, clippy::pedantic)]
 
+mod codec;
+
 /// The original's six calls.
 pub mod original {
     tonic::include_proto!("rushkv");

@@ -95,17 +95,17 @@ struct Bound {
 const BOUNDS: [Bound; 2] = [
     Bound {
         engine: Kind::Fjall,
-        put_allocations: 133.0,
-        put_allocated_bytes: 54_000.0,
+        put_allocations: 131.0,
+        put_allocated_bytes: 36_500.0,
         get_allocations: 53.0,
-        get_allocated_bytes: 39_500.0,
+        get_allocated_bytes: 22_200.0,
     },
     Bound {
         engine: Kind::Sled,
-        put_allocations: 162.0,
-        put_allocated_bytes: 65_800.0,
+        put_allocations: 160.0,
+        put_allocated_bytes: 48_600.0,
         get_allocations: 53.0,
-        get_allocated_bytes: 39_500.0,
+        get_allocated_bytes: 22_200.0,
     },
 ];
 

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 
 use super::open::refused;
 use super::seat::Seat;
-use super::{Cluster, DataGroup, Node, Replica, reconcile};
+use super::{Cluster, DataGroup, Held, Node, Replica, reconcile};
 use crate::error::Result;
 use crate::raft::Carrier;
 use crate::types::{LogKey, NodeId, PartitionId, ReplicaId};
@@ -160,7 +160,7 @@ impl Node {
         self.replicas
             .write()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(id, Replica { group: group.clone(), totals, suspect: Arc::new(suspect) });
+            .insert(id, Arc::new(Held { group: group.clone(), totals, suspect }));
         // After it is held: one that is not is none of the process's.
         self.watch_group(&group, |node, group| {
             let held = |(_, replica): &(PartitionId, Replica)| replica.group.is_same(group);

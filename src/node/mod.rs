@@ -74,14 +74,16 @@ const PROBE_LOOK: std::time::Duration = std::time::Duration::from_millis(250);
 type MetaGroup = raft::Group<meta::Machine>;
 type DataGroup = raft::Group<kv::Machine>;
 
-/// A partition's replica on this node.
-#[derive(Debug, Clone)]
-struct Replica {
+/// A partition's replica on this node, shared: every call takes one.
+type Replica = Arc<Held>;
+
+#[derive(Debug)]
+struct Held {
     group: DataGroup,
     totals: Arc<kv::Totals>,
     /// Why its records can't be trusted, where no other copies are known that could take its place: it goes on as a
     /// member of its group, and serves nothing linearizable.
-    suspect: Arc<OnceLock<String>>,
+    suspect: OnceLock<String>,
 }
 
 /// The cluster as group 0 described it last.
