@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::types::{NodeId, ReplicaId};
 
-/// Whether a group has come to life. Only its first birth replica may initialise it, and only while it
+/// Whether a group has come to life. Only its birth voters may initialise it, and only while it
 /// is `Creating`: otherwise a replica that lost its log could start the group's history anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Birth {

@@ -17,7 +17,6 @@ use super::{Cluster, DataGroup, Held, Node, Replica, reconcile};
 use crate::error::Result;
 use crate::raft::Carrier;
 use crate::types::{LogKey, NodeId, PartitionId, ReplicaId};
-use crate::way_out::START_OVER;
 use crate::{crash_point, kv, meta};
 
 /// What could not be told to group 0 is told again this much later.
@@ -150,8 +149,8 @@ impl Node {
                 group.initialize(&voters).await.map_err(refused)?;
             } else if partition.replicas == [replica] && partition.birth_replicas == [replica] {
                 return Err(refused(format!(
-                    "the log of partition {id} is empty, but the partition was created: its data is lost here: \
-                     {START_OVER}"
+                    "the log of partition {id} is empty, but the partition was created: its data is lost here, \
+                     and nowhere else: restore the whole data_dir, wal included, from a copy"
                 )));
             }
         }
@@ -191,15 +190,20 @@ impl Node {
             if !voters.contains(&key.replica) {
                 continue;
             }
+            if replica.group.damage().is_some() {
+                continue; // it answers nothing
+            }
             let waited = since.entry(key).or_insert_with(Instant::now).elapsed();
             let is_turn = partition.birth_replicas.first() == Some(&key.replica) || waited >= BIRTH_WAIT;
-            let begun = replica.group.is_initialized().await.unwrap_or(false);
-            if !begun && is_turn && replica.group.damage().is_none() {
-                tracing::warn!(partition = %id, %key, "its first replica did not begin the group: this one does");
+            if is_turn && !replica.group.is_initialized().await.unwrap_or(true) {
+                tracing::warn!(partition = %id, %key, "nobody has begun the group: this replica does");
                 if let Err(error) = replica.group.initialize(&voters).await {
                     tracing::warn!(%error, partition = %id, "a group was not begun; it is tried again");
                 }
             }
+            // Begun on one disk alone, it could be lost with that.
+            let status = replica.group.status();
+            let begun = status.membership.is_some() && status.membership_committed;
             if !begun || !is_turn {
                 more = true;
                 continue;

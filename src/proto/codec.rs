@@ -7,9 +7,9 @@ use prost::Message;
 use tonic::codec::{BufferSettings, Codec};
 use tonic_prost::{ProstDecoder, ProstEncoder};
 
-/// A buffer's first size, one each for a request and its answer: most of them are smaller, and what is larger makes
-/// it grow to what it needs at once. tonic's own 8 KiB were half of what a get allocated.
-const BUFFER_BYTES: usize = 512;
+/// A buffer's first size, one each for a request and its answer: most of them are smaller. tonic's own 8 KiB were half
+/// of what a get allocated. `bytes` remembers, from this size on, how large a buffer was that a stream goes on with.
+const BUFFER_BYTES: usize = 1024;
 
 /// Of a stream, so much is encoded before it is sent; tonic's default.
 const YIELD_BYTES: usize = 32 * 1024;

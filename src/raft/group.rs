@@ -279,7 +279,7 @@ impl<M: Machine> Group<M> {
         initialized.map_err(|error| OpenError { key: self.key, problem: error.to_string() })
     }
 
-    /// Gives a new group its first members. Only its first birth replica may (rule 8), and doing it
+    /// Gives a new group its first members. Only its birth voters may (rule 8), all with the same members, and doing it
     /// again changes nothing.
     pub async fn initialize(&self, voters: &[ReplicaId]) -> Result<(), OpenError> {
         let members: std::collections::BTreeMap<u64, ()> = voters.iter().map(|id| (id.0, ())).collect();

@@ -30,6 +30,9 @@ const TRANSFER_LAG_MAX: u64 = 4096;
 /// How long a transfer may take. The group accepts no writes meanwhile.
 const TRANSFER_WITHIN: Duration = Duration::from_secs(2);
 
+/// How long stepping down is waited for.
+const ABDICATE_WITHIN: Duration = Duration::from_secs(2);
+
 /// Between two attempts to step down.
 const ABDICATE_PAUSE: Duration = Duration::from_millis(200);
 
@@ -200,7 +203,14 @@ impl<M: Machine> Group<M> {
         }
         if self.status().role == Role::Leader {
             tracing::warn!(key = %self.key, %to, "it did not take over in time; this replica steps down");
-            self.abdicate(to, status.term).await?;
+            // A task of its own: given up halfway, it would leave a leader that refuses everything.
+            let group = self.clone();
+            let stepping_down = runtime::spawn(async move { group.abdicate(to, status.term).await });
+            return match timeout_at(Instant::now() + ABDICATE_WITHIN, stepping_down).await {
+                Ok(Ok(done)) => done.map(|()| false),
+                Ok(Err(error)) => Err(stopped(&error)),
+                Err(_) => Err(MembershipError::Unknown("it goes on stepping down".to_string())),
+            };
         }
         Ok(false)
     }

@@ -2,7 +2,7 @@
 //!
 //! Engine layout (`docs/formats/engine.md`): `s` group replica → the replica's space and the state it
 //! was born with; `a` group replica → last applied log id; `m` group replica → last applied membership;
-//! `x` group replica → why this copy can't be read; `t` group replica → it was destroyed; `u` space → it may
+//! `x` group replica → why this copy can't be read; `q` group replica → why it is in doubt; `t` group replica → it was destroyed; `u` space → it may
 //! be damaged, and nobody needs it; `d` space key → the machine's records. One batch carries an apply's
 //! records together with its `a`.
 //!
@@ -275,6 +275,8 @@ impl Store {
             None => batch.delete(applied_key(key)),
         }
         Store::record_membership(&mut batch, key, membership);
+        // Whatever was wrong with the records is gone with them.
+        batch.delete(replica_key(SUSPECT, key));
         self.engine.apply(batch)?;
         self.engine.checkpoint()?;
         self.progressed(key, new.id(), applied, membership.clone());
