@@ -144,7 +144,7 @@ pub async fn wiped(rig: &mut Rig<'_>, node: usize, lost: Lost) {
     let said_before = victim.log().len();
     let (gone, why) = match lost {
         Lost::All => (victim.data_dir.clone(), "with another data directory"),
-        Lost::Log => (victim.data_dir.join("wal"), "start with an empty one"),
+        Lost::Log => (victim.data_dir.join("wal"), "an older copy has forgotten"),
         Lost::Engine => (victim.data_dir.join("engine"), "has lost its engine folder"),
     };
     std::fs::remove_dir_all(gone).unwrap();
