@@ -17,8 +17,8 @@ use crate::storage::UnderWay;
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The loops give no sign of life for so long: longer than an engine's write may take, which they can wait for,
-/// and which is to be named then.
+/// The loops give no sign of life for so long: longer than a write of sled's may take, which they can wait for,
+/// and which is to be named then. fjall's may take longer.
 const SILENT_MAX: Duration = Duration::from_secs(150);
 
 /// How long the last words may take: whoever reads standard error may hang as well.

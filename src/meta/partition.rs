@@ -85,7 +85,7 @@ pub struct Partition {
     /// First hash; the range ends where the next one starts.
     pub first: u64,
     pub birth: Birth,
-    /// The replicas it is created with; the first one initialises, with [`Partition::birth_voters`].
+    /// The replicas it is created with; one of [`Partition::birth_voters`] initialises, the first if it comes.
     pub birth_replicas: Vec<ReplicaId>,
     /// The replicas it should have, the preferred leader first.
     pub replicas: Vec<ReplicaId>,
@@ -106,7 +106,7 @@ impl Partition {
         Desired::of(&self.replicas)
     }
 
-    /// With whom its first birth replica initialises it; the rest of the birth replicas are added.
+    /// With whom it is initialised, by one of them; the rest of the birth replicas are added.
     pub fn birth_voters(&self) -> Vec<ReplicaId> {
         Desired::of(&self.birth_replicas).voters
     }

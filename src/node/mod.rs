@@ -77,6 +77,7 @@ type DataGroup = raft::Group<kv::Machine>;
 /// A partition's replica on this node, shared: every call takes one.
 type Replica = Arc<Held>;
 
+/// What a [`Replica`] is a handle of.
 #[derive(Debug)]
 struct Held {
     group: DataGroup,

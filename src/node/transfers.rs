@@ -43,13 +43,10 @@ impl Transfers {
 
     /// Whether it is time to hand over to this one; notes that this is done.
     pub(super) fn is_due(&mut self, to: ReplicaId, now: Instant) -> bool {
-        let is_another = self.to != Some(to);
-        let is_due = now - self.last >= if is_another { PAUSE } else { self.pause };
+        let pause = if self.to == Some(to) { self.pause } else { PAUSE };
+        let is_due = now - self.last >= pause;
         if is_due {
-            if is_another {
-                self.pause = PAUSE;
-            }
-            *self = Transfers { last: now, handed_over: Some(now), to: Some(to), pause: self.pause };
+            *self = Transfers { last: now, handed_over: Some(now), to: Some(to), pause };
         }
         is_due
     }

@@ -2,9 +2,9 @@
 //!
 //! Engine layout (`docs/formats/engine.md`): `s` group replica → the replica's space and the state it
 //! was born with; `a` group replica → last applied log id; `m` group replica → last applied membership;
-//! `x` group replica → why this copy can't be read; `q` group replica → why it is in doubt; `t` group replica → it was destroyed; `u` space → it may
-//! be damaged, and nobody needs it; `d` space key → the machine's records. One batch carries an apply's
-//! records together with its `a`.
+//! `x` group replica → why this copy can't be read; `q` group replica → why it is in doubt; `t` group replica
+//! → it was destroyed; `u` space → it may be damaged, and nobody needs it; `d` space key → the machine's
+//! records. One batch carries an apply's records together with its `a`.
 //!
 //! A checkpoint makes the engine durable and writes down, in a file beside it, how far every replica
 //! had applied before. The log is purged only up to there (rule 6), and an engine that does not
