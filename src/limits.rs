@@ -31,6 +31,10 @@ pub const SCAN_MESSAGE_RECORDS: usize = 1024;
 /// Concurrent HTTP/2 streams on one connection.
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
 
+/// A connection's flow-control window, in bytes: what one client can make us hold before it is read. It is
+/// over [`REQUEST_BYTES_MAX`], for as long as the calls that it is for are not run.
+pub const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+
 /// Open connections on the gRPC port; the next one is closed at once.
 pub const CONNECTIONS_MAX: usize = 10_000;
 

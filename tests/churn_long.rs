@@ -10,6 +10,8 @@ mod cluster;
 mod process;
 #[path = "support/register.rs"]
 mod register;
+#[path = "support/slack.rs"]
+mod slack;
 
 use std::time::Duration;
 
@@ -19,7 +21,7 @@ const BORNE: Duration = Duration::from_secs(5);
 async fn again_and_again(engine: &'static str) {
     let times = std::env::var("RUSHKV_LONG_CHURNS").map_or(3, |times| times.parse().expect("a number"));
     for _ in 0..times {
-        churn::churn(engine, BORNE).await;
+        churn::churn(engine, slack::within(BORNE)).await;
     }
 }
 

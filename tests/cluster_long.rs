@@ -11,10 +11,13 @@ mod ledger;
 mod process;
 #[path = "support/register.rs"]
 mod register;
+#[path = "support/slack.rs"]
+mod slack;
 
 use std::time::Duration;
 
 use failover::{Borne, all_killed, one_killed, stopped_in_turn};
+use slack::within;
 
 /// Until writes go through again, in every partition that the killed node led.
 const BORNE: Borne = Borne { median: Duration::from_secs(2), worst: Duration::from_secs(5) };
@@ -23,11 +26,8 @@ const BORNE: Borne = Borne { median: Duration::from_secs(2), worst: Duration::fr
 /// three unoptimised nodes and whatever else shares two cores.
 const STOPPED: Borne = Borne { median: Duration::from_millis(200), worst: Duration::from_millis(400) };
 
-/// `RUSHKV_SLACK` times as much is borne, where the machine does other things, too.
 fn borne(promised: Borne) -> Borne {
-    let slack = times("RUSHKV_SLACK", 1);
-    let slack = u32::try_from(slack).expect("a small number");
-    Borne { median: promised.median * slack, worst: promised.worst * slack }
+    Borne { median: within(promised.median), worst: within(promised.worst) }
 }
 
 fn times(variable: &str, default: usize) -> usize {

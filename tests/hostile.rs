@@ -10,6 +10,8 @@ mod http2;
 mod process;
 #[path = "support/siege.rs"]
 mod siege;
+#[path = "support/slack.rs"]
+mod slack;
 
 #[path = "hostile/floods.rs"]
 mod floods;

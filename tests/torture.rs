@@ -34,6 +34,8 @@ mod power;
 mod process;
 #[path = "support/rig.rs"]
 mod rig;
+#[path = "support/slack.rs"]
+mod slack;
 #[path = "support/slow_link.rs"]
 mod slow_link;
 

@@ -72,10 +72,9 @@ const PREFACE: [u8; 24] = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Flow-control windows, in bytes: a stream's holds the largest value, so that a put of one does not
-/// wait for a round trip; a connection's bounds what one client can make us hold before it is read.
+/// A stream's flow-control window, in bytes: it holds the largest value, so that a put of one does not
+/// wait for a round trip.
 const STREAM_WINDOW: u32 = 1024 * 1024 + 64 * 1024;
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 
 /// Streams that a client reset before they were accepted (CVE-2023-44487), and streams that we reset
 /// for its errors (CVE-2025-8671); beyond, the connection is closed.
@@ -167,7 +166,7 @@ async fn connection(mut stream: TcpStream, dispatch: Arc<Dispatch>, stopping: wa
         .max_concurrent_streams(limits::STREAMS_PER_CONNECTION_MAX)
         .max_header_list_size(limits::HEADER_BYTES_MAX)
         .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW)
         .keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .max_pending_accept_reset_streams(PENDING_RESETS_MAX)

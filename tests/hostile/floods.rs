@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::http2::*;
 use crate::siege::Siege;
+use crate::slack::within;
 use crate::{CLOSED_WITHIN, PUT, for_a_while};
 
 /// GOAWAY: the client did too much of something.
@@ -45,7 +46,7 @@ async fn streams_opened_and_reset_at_once() {
         let burst: Vec<u8> =
             (0..200).flat_map(|at| [open(2 * at + 1, PUT), reset(2 * at + 1)].concat()).collect();
         let _ = wire.send(&burst);
-        assert_eq!(wire.closed(CLOSED_WITHIN), Some(ENHANCE_YOUR_CALM));
+        assert_eq!(wire.closed(within(CLOSED_WITHIN)), Some(ENHANCE_YOUR_CALM));
     };
     siege.withstands("rapid reset", FLOOD_MIB, attack).await;
     siege.stop();
@@ -105,7 +106,7 @@ async fn headers_without_an_end() {
             let _ = wire.send(&frame(HEADERS, 0, 1, &call(PUT)));
             let part = if number % 2 == 0 { &filler } else { &empty };
             until_refused(&mut wire, 2000, |_| part.clone());
-            wire.closed(CLOSED_WITHIN);
+            wire.closed(within(CLOSED_WITHIN));
         });
     };
     siege.withstands("endless headers", FLOOD_MIB, attack).await;

@@ -4,6 +4,7 @@ use std::io::Write as _;
 
 use crate::http2::*;
 use crate::siege::{Dice, Siege};
+use crate::slack::within;
 use crate::{CLOSED_WITHIN, PUT, SCAN};
 
 const SEED: u64 = 0x5eed_6a7b;
@@ -28,7 +29,7 @@ async fn random_bytes() {
                 // It may hang up before it has taken everything.
                 let _ = wire.send(&bytes);
                 wire.finish();
-                wire.closed(CLOSED_WITHIN);
+                wire.closed(within(CLOSED_WITHIN));
             }
         })
         .await;
@@ -71,7 +72,7 @@ async fn frames_that_the_protocol_forbids() {
                 let mut wire = Wire::open(port);
                 let _ = wire.send(&bytes);
                 let mut wire = std::panic::AssertUnwindSafe(wire);
-                let closed = std::panic::catch_unwind(move || wire.closed(CLOSED_WITHIN));
+                let closed = std::panic::catch_unwind(move || wire.closed(within(CLOSED_WITHIN)));
                 let said = closed.unwrap_or_else(|_| panic!("{what} is tolerated"));
                 assert_ne!(said, Some(0), "{what} is no error");
             }
@@ -92,7 +93,7 @@ async fn connections_cut_at_every_byte() {
                 let mut wire = Wire::silent(port);
                 let _ = wire.send(&whole[..at]);
                 wire.finish();
-                wire.closed(CLOSED_WITHIN);
+                wire.closed(within(CLOSED_WITHIN));
             }
         })
         .await;
@@ -143,7 +144,7 @@ async fn messages_that_lie() {
                 }
                 let _ = wire.0.flush();
                 wire.finish();
-                wire.closed(CLOSED_WITHIN);
+                wire.closed(within(CLOSED_WITHIN));
             }
         })
         .await;

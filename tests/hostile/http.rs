@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::http2::Wire;
 use crate::siege::{Dice, Siege};
+use crate::slack::within;
 use crate::{ATTACK, CLOSED_WITHIN};
 
 /// From the gRPC port.
@@ -22,7 +23,7 @@ fn probe(port: u16) -> Duration {
     // Refused when it falls into a burst of new ones; a prober asks again.
     for _ in 0..3 {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        stream.set_read_timeout(Some(PROBED_WITHIN)).unwrap();
+        stream.set_read_timeout(Some(within(PROBED_WITHIN))).unwrap();
         let mut answer = String::new();
         let asked = stream.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         if asked.is_ok() && stream.read_to_string(&mut answer).is_ok() && answer.starts_with("HTTP/1.1 200") {
@@ -57,7 +58,7 @@ async fn probed_during(name: &'static str, mib_max: u64, attack: impl FnOnce(u16
     siege.withstands(name, mib_max, attack).await;
     over.store(true, Ordering::Relaxed);
     let slowest = prober.join().expect("every probe is answered");
-    assert!(slowest < PROBED_WITHIN, "{name}: a probe took {slowest:?}");
+    assert!(slowest < within(PROBED_WITHIN), "{name}: a probe took {slowest:?}");
     siege.stop();
 }
 
@@ -80,7 +81,7 @@ async fn garbage_and_requests_over_the_limit() {
                 let _ = wire.send(bytes);
                 wire.finish();
                 let mut answer = Vec::new();
-                wire.0.set_read_timeout(Some(CLOSED_WITHIN)).unwrap();
+                wire.0.set_read_timeout(Some(within(CLOSED_WITHIN))).unwrap();
                 let _ = (&wire.0).take(1 << 20).read_to_end(&mut answer);
                 assert!(!answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(bytes));
             }

@@ -7,9 +7,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::faults::Fault;
+use crate::slack::within;
 
-/// Service is back this long after a fault is over; `RUSHKV_SLACK` times as much is borne where the machine does
-/// other things, too.
+/// Service is back this long after a fault is over.
 const BACK_WITHIN: Duration = Duration::from_secs(5);
 
 pub struct Account {
@@ -35,9 +35,7 @@ impl Account {
 
     /// Those after which service was away for too long.
     pub fn late(&self) -> Vec<String> {
-        let slack =
-            std::env::var("RUSHKV_SLACK").map_or(1, |slack| slack.parse().expect("RUSHKV_SLACK: a number"));
-        let late = self.faults.iter().filter(|(_, _, after)| *after > BACK_WITHIN * slack);
+        let late = self.faults.iter().filter(|(_, _, after)| *after > within(BACK_WITHIN));
         late.map(|(fault, _, after)| format!("{fault}: {after:?}")).collect()
     }
 

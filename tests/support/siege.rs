@@ -13,6 +13,7 @@ use rushkv::proto::v1::kv_client::KvClient;
 use rushkv::proto::v1::{GetRequest, InfoRequest, PutRequest, cluster_client::ClusterClient};
 
 use crate::process::Daemon;
+use crate::slack::within;
 
 /// How long a call of a well-behaved client may take while others attack. The machine may be busy with
 /// other tests; a call takes milliseconds on an idle one.
@@ -122,7 +123,7 @@ impl Siege {
                 return;
             }
             assert!(
-                started.elapsed() < GIVEN_BACK_WITHIN,
+                started.elapsed() < within(GIVEN_BACK_WITHIN),
                 "{name}: {now} file descriptors are open, and {before} were before"
             );
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -157,11 +158,11 @@ impl Bystander {
         write!(value, "{number}").unwrap();
         let started = Instant::now();
         let put = PutRequest { key: key.into(), value: value.clone().into(), precondition: None };
-        let put = tokio::time::timeout(SERVED_WITHIN, self.kv.put(put)).await;
+        let put = tokio::time::timeout(within(SERVED_WITHIN), self.kv.put(put)).await;
         put.expect("a put takes too long while others attack").expect("a put fails while others attack");
         let written = started.elapsed();
         let get = GetRequest { key: key.into(), consistency: 0 };
-        let got = tokio::time::timeout(SERVED_WITHIN, self.kv.get(get)).await;
+        let got = tokio::time::timeout(within(SERVED_WITHIN), self.kv.get(get)).await;
         let got = got.expect("a get takes too long").expect("a get fails").into_inner();
         assert_eq!(got.record.expect("it was put").value, value.as_bytes());
         written.max(started.elapsed() - written)
