@@ -268,12 +268,26 @@ async fn is_made_anew() -> bool {
 /// Two copies: nobody can say which one is right. Nothing is thrown away, nothing is served as if it were right.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_copies_that_differ_are_refused_and_kept() {
+    differing(2).await;
+}
+
+/// A third node is to take the place of the one that leaves, and can't before that has left.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_copies_that_differ_are_refused_until_one_has_left_and_a_third_comes_in() {
+    differing(3).await;
+}
+
+async fn differing(nodes: usize) {
     let mut cluster =
-        Cluster::start_with(Vec::new(), 2, "fjall", |node| node.env("RUSHKV__CLUSTER__REPLICAS", "2")).await;
+        Cluster::start_with(Vec::new(), nodes, "fjall", |node| node.env("RUSHKV__CLUSTER__REPLICAS", "2"))
+            .await;
     let client = client(&cluster);
     put(&cluster.nodes[0].channel(), "key", "written").await.unwrap();
     let partition = partition_of(&client, "key").await;
-    let at = (0..2).find(|at| cluster.nodes[*at].name != partition.leader).unwrap();
+    let holders: Vec<usize> = (0..nodes)
+        .filter(|at| partition.replicas.iter().any(|one| one.node == cluster.nodes[*at].name))
+        .collect();
+    let at = *holders.iter().find(|at| cluster.nodes[**at].name != partition.leader).unwrap();
     // The learner comes in a little later, and hears later still that it is committed.
     cluster.catches_up(at).await;
     let started = Instant::now();
@@ -291,7 +305,7 @@ async fn two_copies_that_differ_are_refused_and_kept() {
     assert_eq!((read.reason, written.reason), (Reason::Diverged, Reason::Diverged), "{read} {written}");
     let stale = |at: usize| Client::connect(&cluster.nodes[at].address()).unwrap();
     let mut values = Vec::new();
-    for at in 0..2 {
+    for &at in &holders {
         values.push(stale(at).get_stale("key").await.unwrap().unwrap().value);
     }
     values.sort();
@@ -299,18 +313,20 @@ async fn two_copies_that_differ_are_refused_and_kept() {
     let told = info(cluster.nodes[at].channel()).await.unwrap();
     assert!(told.problems.iter().any(|problem| problem.reason == "DIVERGED"), "{told:?}");
     let after = partition_of(&client, "key").await;
-    for node in ["node1", "node2"] {
+    for node in holders.iter().map(|at| &*cluster.nodes[*at].name) {
         assert_eq!(replica(&after, node), replica(&partition, node), "nobody was replaced");
     }
 
     // The operator decides: the node whose copy is wrong starts over with nothing.
     let wrong = cluster.nodes[at].name.clone();
     client.leave(&wrong).await.unwrap();
-    let kept = cluster.nodes[1 - at].name.clone();
-    cluster.settles(1 - at, &[&kept], |replicas| replicas == 8).await;
+    let kept: Vec<&str> =
+        cluster.nodes.iter().map(|node| &*node.name).filter(|name| *name != wrong).collect();
+    let other = (at + 1) % nodes;
+    cluster.settles(other, &kept, |replicas| replicas == 8).await;
     let started = Instant::now();
     loop {
-        // Alone, it agrees with itself.
+        // Alone, or beside a copy of it, it agrees with itself.
         let compared = client.compare(vec![partition.id]).await.unwrap().remove(0);
         if compared.agreement() == Agreement::Same {
             break;

@@ -21,17 +21,13 @@ use super::notify::{Notifier, State, feed_watchdog};
 use super::process::{Request, Requests};
 use crate::error::Result;
 use crate::node::{Deadline, Problem};
-use crate::storage::UnderWay;
+use crate::storage;
 
 /// What the lifecycle needs of a node. [`crate::node::Node`] says what each promises.
 pub trait Work: Send + Sync + 'static {
     fn problems(&self) -> Vec<Problem>;
     fn failed(&self) -> impl Future<Output = String> + Send;
     fn probe(&self) -> impl Future<Output = Result<()>> + Send;
-    /// The engine's calls that have not returned yet.
-    fn under_way(&self) -> Vec<UnderWay> {
-        Vec::new()
-    }
     /// Resolves when it can go on only in a process that starts anew.
     fn starts_anew(&self) -> impl Future<Output = ()> + Send {
         std::future::pending()
@@ -142,18 +138,23 @@ impl<R: Requests> Lifecycle<R> {
         mut reload: impl FnMut() -> String,
     ) -> Ended {
         let started = Instant::now();
+        let heart = Heart::default();
+        // Until this returns.
+        let watched = Arc::new(());
+        let watching = Arc::downgrade(&watched);
+        let under_way = move || watching.upgrade().map(|_| storage::under_way());
+        if let Err(error) = hang::watch(heart.clone(), under_way) {
+            return self.failed(format!("a thread can't be started: {error}"));
+        }
         let node = match self.open(open, started, &mut reload).await {
             Ok(node) => node,
             Err(ended) => return ended,
         };
         let (stop, stopping) = watch::channel(false);
         let servers = serve(node.clone(), stopping.clone());
-        let heart = Heart::default();
-        let (watched, probed) = (Arc::downgrade(&node), node.clone());
-        if let Err(error) = hang::watch(heart.clone(), move || watched.upgrade().map(|node| node.under_way()))
-        {
-            return self.failed(format!("a thread can't be started: {error}"));
-        }
+        let probed = node.clone();
+        // From now on it has to answer.
+        heart.beat();
         // Without a service manager that wants it, what is sent goes nowhere.
         let period = self.watchdog.unwrap_or(WATCHDOG_DEFAULT);
         let watchdog = tokio::spawn(feed_watchdog(self.notifier.clone(), heart, period, move || {

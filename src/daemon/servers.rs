@@ -13,7 +13,6 @@ use crate::limits;
 use crate::metrics::Grpc;
 use crate::node::{Deadline, Node, Problem};
 use crate::service::{grpc, http};
-use crate::storage::UnderWay;
 
 /// How long calls under way have to finish: as long as a call takes by default.
 pub const DRAIN: Duration = limits::CALL_DEADLINE_DEFAULT;
@@ -29,10 +28,6 @@ impl Work for Node {
 
     fn probe(&self) -> impl Future<Output = Result<()>> + Send {
         Node::probe(self)
-    }
-
-    fn under_way(&self) -> Vec<UnderWay> {
-        Node::under_way(self)
     }
 
     fn starts_anew(&self) -> impl Future<Output = ()> + Send {

@@ -198,7 +198,13 @@ impl State {
                 }
             };
         }
-        if let Some((number, _)) = self.members.iter().find(|(_, member)| member.name == name) {
+        if let Some((number, member)) = self.members.iter().find(|(_, member)| member.name == name) {
+            if member.state == MemberState::Leaving {
+                return Err(format!(
+                    "{name} is member {number} with another data directory, and is still leaving: start again once \
+                     rushkvctl node list, on another node, does not name it any more"
+                ));
+            }
             return Err(format!(
                 "{name} is member {number} with another data directory: if its disk was lost or replaced, let that \
                  member leave first (rushkvctl cluster leave {name} --yes); else choose another node_id"

@@ -217,7 +217,7 @@ impl Node {
         let replica = &replica;
         let asked = members.iter().map(|member| async move {
             let said = match *member == here {
-                true if replica.suspect.get().is_some() => Err(suspect(partition)),
+                true if replica.group.is_in_doubt() => Err(suspect(partition)),
                 true => Ok(own),
                 false => self.hash_there(partition, *member, mark, heard_by).await,
             };
@@ -317,7 +317,7 @@ impl Node {
                 let message = format!("its copy is damaged: {why}");
                 return Err(Error::new(Reason::ReplicaFailed, message));
             }
-            if held.suspect.get().is_some() {
+            if held.group.is_in_doubt() {
                 return Err(suspect(partition));
             }
             let applied = applied(&held);

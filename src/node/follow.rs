@@ -6,7 +6,7 @@
 //! by the first of them, or by the others if that one does not come.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
@@ -155,11 +155,10 @@ impl Node {
             }
         }
         group.elect_if_alone().await;
-        let suspect = self.store.suspicion(key).map_err(refused)?.map_or_else(OnceLock::new, OnceLock::from);
         self.replicas
             .write()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(id, Arc::new(Held { group: group.clone(), totals, suspect }));
+            .insert(id, Arc::new(Held { group: group.clone(), totals }));
         // After it is held: one that is not is none of the process's.
         self.watch_group(&group, |node, group| {
             let held = |(_, replica): &(PartitionId, Replica)| replica.group.is_same(group);

@@ -114,7 +114,7 @@ impl Gauges {
         set(&self.leaders, data.iter().filter(|(_, status)| status.role == Role::Leader).count() as u64);
         set(&self.leaderless, node.leaderless().len() as u64);
         let is_damaged =
-            |replica: &super::Replica| replica.group.damage().is_some() || replica.suspect.get().is_some();
+            |replica: &super::Replica| replica.group.damage().is_some() || replica.group.is_in_doubt();
         let damaged = replicas.iter().filter(|(_, replica)| is_damaged(replica));
         set(&self.damaged, damaged.count() as u64);
         let halted =

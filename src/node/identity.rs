@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::disk;
 use crate::types::NodeId;
+use crate::way_out::START_OVER;
 
 /// What a data directory remembers. Written durably before the cluster is formed, and never changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +31,10 @@ impl Identity {
             Err(error) => return Err(format!("{}: {error}", path.display())),
         };
         parse(&text).map(Some).map_err(|problem| {
-            format!("{}: {problem}; restore the file from a copy of the data directory", path.display())
+            format!(
+                "{}: {problem}; restore this file from a copy of the data directory, or {START_OVER}",
+                path.display()
+            )
         })
     }
 

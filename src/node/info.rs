@@ -68,7 +68,7 @@ impl Node {
             }
         }
         for (id, replica) in self.replicas() {
-            if let Some(why) = replica.suspect.get().filter(|_| replica.group.damage().is_none()) {
+            if let Some(why) = replica.group.doubt().filter(|_| replica.group.damage().is_none()) {
                 problems.push(Problem {
                     reason: "DIVERGED",
                     message: format!(

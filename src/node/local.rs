@@ -34,7 +34,7 @@ impl Node {
             let replica = self.replica(partition).ok_or_else(|| self.no_replica(partition))?;
             if let kv::Command::Writes(ops) = kv::decode_command(command.clone()).map_err(unreadable)? {
                 // On a condition, it would answer by what is wrong.
-                if replica.suspect.get().is_some() {
+                if replica.group.is_in_doubt() {
                     return Err(super::checking::suspect(partition));
                 }
                 ops.iter().try_for_each(|op| self.disk.check(op))?;
@@ -116,7 +116,7 @@ impl Node {
             Consistency::Linearizable if replica.totals.is_halted() => {
                 Err(super::checking::halted(partition))
             }
-            Consistency::Linearizable if replica.suspect.get().is_some() => {
+            Consistency::Linearizable if replica.group.is_in_doubt() => {
                 Err(super::checking::suspect(partition))
             }
             _ => Ok(space),

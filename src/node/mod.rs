@@ -46,7 +46,7 @@ mod transfers;
 mod upkeep;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -57,7 +57,7 @@ use seat::Seat;
 
 use crate::error::{Error, Reason, Result};
 use crate::placement::RoutingTable;
-use crate::storage::{DataDir, UnderWay};
+use crate::storage::DataDir;
 use crate::transport::Transport;
 use crate::types::{Epoch, GroupId, NodeId, PartitionId};
 use crate::{kv, meta, raft, wal};
@@ -82,9 +82,6 @@ type Replica = Arc<Held>;
 struct Held {
     group: DataGroup,
     totals: Arc<kv::Totals>,
-    /// Why its records can't be trusted, where no other copies are known that could take its place: it goes on as a
-    /// member of its group, and serves nothing linearizable.
-    suspect: OnceLock<String>,
 }
 
 /// The cluster as group 0 described it last.
@@ -155,11 +152,6 @@ impl Node {
     /// Ends the process: what the state is can't be known any more, or can't be mended from here.
     fn fail(&self, reason: impl Into<String>) {
         self.failure.send_replace(Some(reason.into()));
-    }
-
-    /// The engine's calls that have not returned yet.
-    pub fn under_way(&self) -> Vec<UnderWay> {
-        self.store.engine().under_way()
     }
 
     /// Passes through every loop that serves: each group's core, and the log's writer. While the writer

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::disk;
 use crate::proto::v1;
+use crate::way_out::START_OVER;
 
 pub(super) const PREPARED: Promise<v1::Founding> = Promise::new("PREPARED", b"RKVPREP1");
 pub(super) const JOINING: Promise<v1::Joining> = Promise::new("JOINING", b"RKVJOIN1");
@@ -35,7 +36,10 @@ impl<M: prost::Message + Default> Promise<M> {
             Err(error) => return Err(format!("{}: {error}", path.display())),
         };
         self.parse(&content).map(Some).map_err(|problem| {
-            format!("{}: {problem}; restore the file from a copy of the data directory", path.display())
+            format!(
+                "{}: {problem}; restore this file from a copy of the data directory, or {START_OVER}",
+                path.display()
+            )
         })
     }
 

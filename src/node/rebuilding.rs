@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 
 use super::Node;
@@ -20,6 +21,10 @@ const PAUSE: Duration = Duration::from_secs(30);
 const TOLD_WITHIN: Duration = Duration::from_secs(5);
 
 pub(super) async fn run(node: Weak<Node>) {
+    tokio::join!(replace(node.clone()), step_down(node));
+}
+
+async fn replace(node: Weak<Node>) {
     let mut tried: HashMap<LogKey, Instant> = HashMap::new();
     loop {
         sleep(LOOK).await;
@@ -32,25 +37,36 @@ pub(super) async fn run(node: Weak<Node>) {
         for (partition, replica) in node.replicas() {
             let key = replica.group.key();
             let is_due = tried.get(&key).is_none_or(|last| last.elapsed() >= PAUSE);
-            let suspect = replica.suspect.get().cloned();
-            if suspect.is_some() && replica.group.status().role == raft::Role::Leader {
-                // It serves nobody; another one may.
-                match replica.group.step_down(Instant::now() + TOLD_WITHIN).await {
-                    Ok(_) => {
-                        tracing::warn!(%partition, %key, "a leader whose copy is in doubt has stepped down")
-                    }
-                    Err(error) => tracing::debug!(%partition, %key, %error, "it goes on leading"),
-                }
-            }
-            if !is_due || (replica.group.damage().is_none() && suspect.is_none()) {
+            let is_damaged = replica.group.damage().is_some();
+            if !is_due || !(is_damaged || replica.group.is_in_doubt()) {
                 continue;
             }
             tried.insert(key, Instant::now());
-            match suspect.filter(|_| replica.group.damage().is_none()) {
-                Some(why) => node.found_damaged(partition, &replica, why).await,
-                None => node.rebuild(partition, key).await,
+            match is_damaged {
+                true => node.rebuild(partition, key).await,
+                false => drop(node.replace_doubted(partition, &replica).await),
             }
         }
+    }
+}
+
+/// A leader whose copy is in doubt serves nobody; another one may. Apart from the rest, which asks others one partition
+/// after another: a leadership that lasts is not taken for one that was handed over at once.
+async fn step_down(node: Weak<Node>) {
+    loop {
+        sleep(LOOK).await;
+        let Some(node) = node.upgrade() else { return };
+        let led = node.replicas().into_iter().filter(|(_, replica)| {
+            replica.group.is_in_doubt() && replica.group.status().role == raft::Role::Leader
+        });
+        let handing_over = led.map(|(partition, replica)| async move {
+            let key = replica.group.key();
+            match replica.group.step_down(Instant::now() + TOLD_WITHIN).await {
+                Ok(_) => tracing::warn!(%partition, %key, "a leader whose copy is in doubt has stepped down"),
+                Err(error) => tracing::debug!(%partition, %key, %error, "it goes on leading"),
+            }
+        });
+        join_all(handing_over).await;
     }
 }
 

@@ -125,6 +125,30 @@ pub fn decide(desired: &Desired, observed: &Observed) -> Step {
     }
 }
 
+/// What is desired while the replicas of a group differ, and no majority says which is right: nobody comes in, since
+/// it would be made after the leader's, and nobody goes, who could still say something, but those whose nodes are to
+/// leave, and those that others on their nodes are to replace. So an operator can leave the wrong ones out.
+pub fn desired_while_halted(
+    desired: Desired,
+    observed: &Observed,
+    leaves: impl Fn(NodeId) -> bool,
+) -> Desired {
+    let is_replaced = |replica: ReplicaId| {
+        let wanted = desired.voters.iter().chain(&desired.learners);
+        wanted.clone().any(|wanted| wanted.node() == replica.node() && *wanted != replica)
+    };
+    let stays = |replica: &ReplicaId| {
+        desired.contains(*replica) || !(leaves(replica.node()) || is_replaced(*replica))
+    };
+    let kept = |of: &[ReplicaId]| of.iter().copied().filter(stays).collect::<Vec<_>>();
+    let (mut voters, mut learners) = (kept(&observed.voters), kept(&observed.learners));
+    if voters.is_empty() && !learners.is_empty() {
+        voters.push(learners.remove(0));
+    }
+    let preferred_leader = desired.preferred_leader.filter(|preferred| voters.contains(preferred));
+    Desired { voters, learners, preferred_leader, is_renewed: desired.is_renewed }
+}
+
 /// Somebody else's joint change is to be finished. A leader outside of the newer set must not do it: it
 /// could crash with the only log that says that it has no vote. Then it can't be elected any more, and
 /// its log is longer than those that it must vote for.

@@ -9,11 +9,11 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 
-use super::reconcile::{Confirmed, Observed, Present, Step, decide, replicas_to_close};
+use super::reconcile::{Confirmed, Observed, Present, Step, decide, desired_while_halted, replicas_to_close};
 use super::seat::{Seat, leads};
 use super::transfers::Transfers;
 use super::{Node, Replica};
-use crate::meta;
+use crate::meta::{self, MemberState};
 use crate::raft::{Group, Machine, MembershipError, Removed, Role, Status};
 use crate::types::{GroupId, LogKey, NodeId, PartitionId, ReplicaId};
 
@@ -59,23 +59,13 @@ pub(super) async fn run(node: Weak<Node>) {
         let replicas = node.replicas();
 
         let mut steps = Vec::new();
-        if let Some(step) = memory.look(&seat.meta, state) {
+        if let Some(step) = memory.look(&seat.meta, state, false) {
             steps.push(step);
         }
         let groups: BTreeMap<GroupId, Replica> =
             replicas.iter().map(|(id, replica)| (id.group(), replica.clone())).collect();
         for replica in groups.values() {
-            // While replicas differ, none is made after the leader's, nor lets such a one vote.
-            let is_wrong_time = |step: &Step| {
-                replica.totals.is_halted()
-                    && match step {
-                        Step::AddLearner(_) => true,
-                        Step::ChangeVoters(voters) => voters.len() > 1,
-                        _ => false,
-                    }
-            };
-            if let Some(step) = memory.look(&replica.group, state).filter(|(_, step, _)| !is_wrong_time(step))
-            {
+            if let Some(step) = memory.look(&replica.group, state, replica.totals.is_halted()) {
                 steps.push(step);
             }
         }
@@ -105,11 +95,13 @@ pub(super) async fn run(node: Weak<Node>) {
 }
 
 impl Memory {
-    /// What this group needs next, if this node leads it.
+    /// What this group needs next, if this node leads it. `is_halted`: its replicas differ, see
+    /// [`desired_while_halted`].
     pub(crate) fn look<M: Machine>(
         &mut self,
         group: &Group<M>,
         state: &meta::State,
+        is_halted: bool,
     ) -> Option<(GroupId, Step, crate::types::LogId)> {
         let id = group.key().group;
         let status = group.status();
@@ -129,6 +121,12 @@ impl Memory {
         // Of an earlier term nothing is known of what the others have.
         let (_, commit_index) = before.filter(|(term, _)| *term == status.term)?;
         let observed = observed(group.key().replica, &status, commit_index, state.holders(id)?);
+        let leaves =
+            |node| state.members.get(&node).is_none_or(|member| member.state == MemberState::Leaving);
+        let desired = match is_halted {
+            true => desired_while_halted(desired, &observed, leaves),
+            false => desired,
+        };
         match decide(&desired, &observed) {
             Step::Nothing => None,
             Step::TransferLeader(to) if !transfers.is_due(to, now) => None,

@@ -11,13 +11,13 @@ use prometheus::{IntCounter, IntGauge, Registry};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::open::refused;
 use super::{Deadline, Node, Replica};
 use crate::error::Result;
 use crate::kv::{self, ReadError};
 use crate::proto::v1;
+use crate::raft::Space;
 use crate::storage;
-use crate::types::{LogKey, PartitionId};
+use crate::types::PartitionId;
 
 /// From the end of one pass to the next one, and from the start to the first.
 const INTERVAL: Duration = Duration::from_secs(24 * 3600);
@@ -79,7 +79,7 @@ impl Metrics {
 /// What came of reading one replica.
 enum Read {
     Fine,
-    Damaged(String),
+    Damaged(Space, String),
     /// The view expired, the replica recovers or is gone.
     NotNow,
 }
@@ -156,10 +156,10 @@ async fn check(node: &Node, partition: PartitionId, replica: &Replica, metrics: 
     match read(replica, metrics).await {
         Read::Fine => {}
         Read::NotNow => metrics.skipped.inc(),
-        Read::Damaged(why) => {
+        Read::Damaged(space, why) => {
             tracing::error!(%partition, key = %replica.group.key(), why, "a copy is not what was written");
             metrics.damaged.inc();
-            node.found_damaged(partition, replica, why).await;
+            node.found_damaged(partition, replica, &space, why).await;
         }
     }
 }
@@ -198,9 +198,9 @@ async fn read(replica: &Replica, metrics: &Metrics) -> Read {
         }
         match reading {
             Ok(Ok(Some(_))) => return Read::Fine,
-            Ok(Err(ReadError::Malformed(malformed))) => return Read::Damaged(malformed.to_string()),
+            Ok(Err(ReadError::Malformed(malformed))) => return Read::Damaged(space, malformed.to_string()),
             Ok(Err(ReadError::Storage(error @ storage::Error::Corrupt { .. }))) => {
-                return Read::Damaged(error.to_string());
+                return Read::Damaged(space, error.to_string());
             }
             Ok(Err(ReadError::Storage(error))) => tracing::debug!(%error, attempt, "a copy was not read"),
             Ok(Ok(None)) | Err(_) => {}
@@ -249,34 +249,40 @@ impl Node {
         }
     }
 
-    /// A start does not look at the records: it must know.
-    async fn note_suspect(&self, key: LogKey, why: String) -> Result<()> {
-        let store = self.store.clone();
-        tokio::task::spawn_blocking(move || store.mark_suspect(key, &why))
-            .await
-            .map_err(refused)?
-            .map_err(refused)
-    }
-
     /// Stops a copy that is not what was written, if nothing is lost with it, or if it is the only one; else it goes on
     /// as a member of its group, and serves nothing linearizable.
-    pub(super) async fn found_damaged(&self, partition: PartitionId, replica: &Replica, why: String) {
+    async fn found_damaged(&self, partition: PartitionId, replica: &Replica, space: &Space, why: String) {
         let key = replica.group.key();
         let status = replica.group.status();
         let is_alone = status.voters == [key.replica] && status.learners.is_empty();
-        if !is_alone {
-            // Before the others are asked: of two that are damaged, neither may count on the other.
-            let is_new = replica.suspect.set(why.clone()).is_ok();
-            if is_new && let Err(error) = self.note_suspect(key, why.clone()).await {
+        if is_alone {
+            return self.condemn(partition, replica, why).await;
+        }
+        // Before the others are asked: of two that are damaged, neither may count on the other.
+        let is_new = match replica.group.put_in_doubt(space, &why).await {
+            Ok(is_new) => is_new,
+            Err(error) => {
                 return self.fail(format!("partition {partition}: the damage can't be noted: {error}"));
             }
-            if !self.others_agree(partition, key.replica).await {
-                if is_new {
-                    tracing::error!(%partition, %key, "no other copies are known that agree: it is not replaced yet");
-                }
-                return;
-            }
+        };
+        if !self.replace_doubted(partition, replica).await && is_new {
+            tracing::error!(%partition, %key, "no other copies are known that agree: it is not replaced yet");
         }
+    }
+
+    /// Stops a copy that is in doubt, if nothing is lost with it. Returns whether it is in doubt no more.
+    pub(super) async fn replace_doubted(&self, partition: PartitionId, replica: &Replica) -> bool {
+        if replica.group.is_in_doubt() && !self.others_agree(partition, replica.group.key().replica).await {
+            return false;
+        }
+        // Meanwhile a snapshot may have replaced what was wrong.
+        if let Some(why) = replica.group.doubt() {
+            self.condemn(partition, replica, why.to_string()).await;
+        }
+        true
+    }
+
+    async fn condemn(&self, partition: PartitionId, replica: &Replica, why: String) {
         if let Err(error) = replica.group.condemn(why).await {
             self.fail(format!("partition {partition}: the damage can't be noted: {error}"));
         }

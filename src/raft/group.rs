@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Metrics;
 use super::carrier::Carrier;
+use super::doubt::Doubt;
 use super::incoming;
 use super::log_store::LogStore;
 use super::machine::Machine;
@@ -91,6 +92,7 @@ pub struct Group<M: Machine> {
     pub(super) metrics: Metrics,
     pub(super) space: CurrentSpace,
     damage: Damage,
+    pub(super) doubt: Doubt,
     machine_lives: Lives,
     /// The last entry of the log when it was opened.
     tail: Option<LogId>,
@@ -126,6 +128,7 @@ impl<M: Machine> Clone for Group<M> {
             metrics: self.metrics.clone(),
             space: self.space.clone(),
             damage: self.damage.clone(),
+            doubt: self.doubt.clone(),
             machine_lives: self.machine_lives.clone(),
             tail: self.tail,
             proposals: self.proposals.clone(),
@@ -206,6 +209,8 @@ impl<M: Machine> Group<M> {
         }
         state_machine.expect_contiguous();
         let space = state_machine.current_space();
+        let noted = kept_store.suspicion(key).map_err(|error| open_error(error.to_string()))?;
+        let doubt = Doubt::noted(space.get().id(), noted);
         let damage = state_machine.damage();
         let machine_lives = state_machine.lives();
         let config = config(key).validate().map_err(|error| open_error(error.to_string()))?;
@@ -229,6 +234,7 @@ impl<M: Machine> Group<M> {
             metrics: metrics.clone(),
             space,
             damage,
+            doubt,
             machine_lives,
             tail: log_last,
             proposals,
@@ -528,9 +534,9 @@ fn display(id: Option<LogId>) -> String {
     id.map_or("nothing".to_string(), |id| id.to_string())
 }
 
-/// A snapshot is noted without any I/O of its own, but behind an apply that may wait for an fsync: this
-/// is longer than the longest stall that a node bears (two minutes).
-const SNAPSHOT_NOTED_WITHIN: Duration = Duration::from_secs(150);
+/// A snapshot is noted without any I/O of its own, but behind an apply that may wait for the engine: this is
+/// longer than any write of an engine may take before the process is ended over it (`storage/watched.rs`).
+const SNAPSHOT_NOTED_WITHIN: Duration = Duration::from_mins(11);
 
 /// Between two looks at whether all proposals are answered; a stop waits for it.
 const ANSWERED_LOOK: Duration = Duration::from_millis(2);

@@ -24,6 +24,7 @@ mod codec;
 #[cfg(test)]
 mod crash_tests;
 mod destroy;
+mod doubt;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod group;

@@ -23,6 +23,7 @@ use super::types::StoredMembership;
 use crate::codec::{Malformed, Reader, Writer as _};
 use crate::storage::{self, Batch, Engine};
 use crate::types::{GroupId, LogId, LogKey, ReplicaId};
+use crate::way_out::START_OVER;
 use crate::{disk, runtime};
 
 /// Why the store could not be opened, or stopped working.
@@ -73,6 +74,8 @@ pub struct Store {
     inner: Mutex<Inner>,
     /// Held while a checkpoint is taken.
     checkpointing: Mutex<()>,
+    /// Held while a replica's space is replaced, or put in doubt.
+    replacing: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -125,6 +128,7 @@ impl Store {
             at_start,
             inner: Mutex::new(inner),
             checkpointing: Mutex::new(()),
+            replacing: Mutex::new(()),
         })
     }
 
@@ -189,17 +193,23 @@ impl Store {
         Ok(self.engine.checkpoint()?)
     }
 
-    /// Notes, durably, that the replica's records can be read but are not those that were written: until it is
-    /// replaced, it is not counted on. Blocks on the disk.
-    pub fn mark_suspect(&self, key: LogKey, why: &str) -> Result<(), StoreError> {
+    /// Notes, durably, that the records in this space of the replica's can be read but are not those that were
+    /// written: until they are replaced, they are not counted on. False: they are no longer its. Blocks on the disk.
+    pub(crate) fn mark_suspect(&self, key: LogKey, space: SpaceId, why: &str) -> Result<bool, StoreError> {
+        let _not_meanwhile = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = self.engine.get(&state_key(key))?.map(decode_birth).transpose()?;
+        if held.is_none_or(|birth| birth.space != space) {
+            return Ok(false);
+        }
         let mut batch = Batch::default();
         batch.put(replica_key(SUSPECT, key), Bytes::copy_from_slice(why.as_bytes()));
         self.engine.apply(batch)?;
-        Ok(self.engine.checkpoint()?)
+        self.engine.checkpoint()?;
+        Ok(true)
     }
 
     /// What [`Self::mark_suspect`] noted.
-    pub fn suspicion(&self, key: LogKey) -> Result<Option<String>, StoreError> {
+    pub(super) fn suspicion(&self, key: LogKey) -> Result<Option<String>, StoreError> {
         let why = self.engine.get(&replica_key(SUSPECT, key))?;
         Ok(why.map(|why| String::from_utf8_lossy(&why).into_owned()))
     }
@@ -216,6 +226,7 @@ impl Store {
 
     /// Forgets a replica that has stopped, durably, but for its tombstone. Blocks on the disk.
     pub(crate) fn destroy(&self, key: LogKey, space: Space) -> Result<(), StoreError> {
+        let _not_meanwhile = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut batch = Batch::default();
         if self.engine.get(&damage_key(key))?.is_some() {
             sweep::note(&mut batch, space.id());
@@ -275,6 +286,7 @@ impl Store {
             None => batch.delete(applied_key(key)),
         }
         Store::record_membership(&mut batch, key, membership);
+        let _not_meanwhile = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
         // Whatever was wrong with the records is gone with them.
         batch.delete(replica_key(SUSPECT, key));
         self.engine.apply(batch)?;
@@ -491,7 +503,10 @@ fn read_checkpoint(files: &dyn disk::Files, path: &Path) -> Result<BTreeMap<LogK
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
         Err(source) => return Err(StoreError::File { path: path.to_path_buf(), source }),
     };
-    Ok(decode_checkpoint(&content)?)
+    decode_checkpoint(&content).map_err(|malformed| {
+        let problem = format!("{}: {}; {START_OVER}", path.display(), malformed.problem);
+        StoreError::from(Malformed::new(malformed.what, problem))
+    })
 }
 
 fn decode_checkpoint(content: &[u8]) -> Result<BTreeMap<LogKey, Progress>, Malformed> {
@@ -559,6 +574,25 @@ mod tests {
         let space = store.replica(key).unwrap().space.id();
         let at = Some(LogId { term: 1, index });
         store.progressed(key, space, at, StoredMembership::default());
+    }
+
+    #[test]
+    fn doubt_is_of_what_a_replica_holds_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path());
+        let old = store.replica(FIRST).unwrap().space;
+        let new = Space::new(store.engine().clone(), store.new_space());
+        assert!(store.mark_suspect(FIRST, old.id(), "a sum differs").unwrap());
+        drop(store);
+        let store = open(dir.path());
+        assert_eq!(store.suspicion(FIRST).unwrap().as_deref(), Some("a sum differs"));
+        store.flip(FIRST, &old, &new, None, &StoredMembership::default()).unwrap();
+        assert_eq!(store.suspicion(FIRST).unwrap(), None, "it went with the records");
+        assert!(!store.mark_suspect(FIRST, old.id(), "found while it was replaced").unwrap());
+        assert_eq!(store.suspicion(FIRST).unwrap(), None);
+        assert!(store.mark_suspect(FIRST, new.id(), "again").unwrap());
+        assert_eq!(store.suspicion(FIRST).unwrap().as_deref(), Some("again"));
+        assert!(!store.mark_suspect(SECOND, new.id(), "it was never here").unwrap());
     }
 
     /// Group 0 is opened first, and a checkpoint may be taken then: the logs of the others are purged.

@@ -28,12 +28,12 @@ pub(super) async fn run(process: Process) {
         if !state.is_formed() {
             continue;
         }
-        let of_meta = memory.look(&meta.group, &state);
+        let of_meta = memory.look(&meta.group, &state, false);
         let held = sim().held(process.id);
         let of_data: Vec<_> = held
             .iter()
             .filter_map(|(_, group)| {
-                memory.look(group, &state).map(|(_, step, expect)| (group, step, expect))
+                memory.look(group, &state, false).map(|(_, step, expect)| (group, step, expect))
             })
             .collect();
         if let Some((_, step, expect)) = of_meta {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock, statvfs};
 
 use super::{Error, Kind, Options, Result, dir};
+use crate::way_out::START_OVER;
 use crate::{crash_point, disk};
 
 /// Version of the directory's layout that this program writes, and the newest that it reads.
@@ -223,8 +224,7 @@ impl Context<'_> {
 
     fn corrupt(&self, problem: &str) -> Error {
         let message = format!(
-            "data directory {}: {FORMAT} can't be read: {problem}; restore it from a copy, or give the node \
-             an empty data_dir",
+            "data directory {}: {FORMAT} can't be read: {problem}; restore this file from a copy of it, or {START_OVER}",
             self.path.display()
         );
         Error::Corrupt { engine: self.engine, message }

@@ -29,8 +29,8 @@ use bytes::Bytes;
 
 pub use data_dir::{DataDir, FORMAT_VERSION, free_bytes, total_bytes};
 pub use suspicion::{dismiss, suspicion};
-pub use watched::UnderWay;
-use watched::Watched;
+use watched::{PROCESS, Watched};
+pub use watched::{UnderWay, under_way};
 
 /// Longest key an engine takes, in bytes: fjall writes lengths as 16 bits, and one byte is ours.
 /// [`crate::limits::KEY_BYTES_MAX`] leaves ample room for the prefixes put before a user's key.
@@ -46,8 +46,8 @@ pub const ENGINE_KEY_BYTES_MAX: usize = u16::MAX as usize - 1;
 /// [`Error::Refused`] if another process has it open; otherwise as the variants say.
 pub fn open(kind: Kind, dir: &Path, options: &Options) -> Result<Arc<dyn Engine>> {
     Ok(match kind {
-        Kind::Fjall => Arc::new(Watched::new(self::fjall::Fjall::open(dir, options)?)),
-        Kind::Sled => Arc::new(Watched::new(self::sled::Sled::open(dir, options)?)),
+        Kind::Fjall => Arc::new(Watched::new(self::fjall::Fjall::open(dir, options)?, PROCESS.clone())),
+        Kind::Sled => Arc::new(Watched::new(self::sled::Sled::open(dir, options)?, PROCESS.clone())),
         Kind::Memory => Arc::new(memory::Memory::default()),
     })
 }
@@ -227,11 +227,6 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     /// Checkpoints and releases the files. Calls after it fail with [`Error::Refused`], those on
     /// views included; an iterator already under way may still finish.
     fn close(&self) -> Result<()>;
-
-    /// The calls that write and have not returned yet, where that is watched.
-    fn under_way(&self) -> Vec<UnderWay> {
-        Vec::new()
-    }
 }
 
 /// A consistent state of an engine.

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use super::Error;
 use crate::disk;
@@ -13,6 +14,9 @@ use crate::disk;
 const NOTE: &str = "suspect.rushkv";
 
 pub(super) fn note(dir: &Path, error: &Error) {
+    // Several threads may meet damage at once, and the note is one file.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     if let Err(failed) = disk::write_atomic(&dir.join(NOTE), error.to_string().as_bytes()) {
         tracing::error!(%error, %failed, "the next start will not know that a write has met damage");
     }

@@ -1,8 +1,7 @@
 //! An engine whose writing calls are listed while they run, so that one that never returns is noticed.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,38 +25,72 @@ const WRITE_MAX_FJALL: Duration = Duration::from_mins(10);
 /// A checkpoint syncs whatever was written since the last one, file by file.
 const CHECKPOINT_MAX: Duration = Duration::from_mins(10);
 
+/// Of all engines of this process: also while one is opened, or made anew, and nobody has it yet, whoever watches
+/// the process sees what it does.
+pub(super) static PROCESS: LazyLock<Calls> = LazyLock::new(Calls::default);
+
+/// The writing calls of this process's engines that have not returned yet.
+pub fn under_way() -> Vec<UnderWay> {
+    PROCESS.list()
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Calls(Arc<Mutex<Listing>>);
+
+#[derive(Debug, Default)]
+struct Listing {
+    last_id: u64,
+    calls: Vec<UnderWay>,
+}
+
+impl Calls {
+    fn lock(&self) -> MutexGuard<'_, Listing> {
+        // Every change under this lock is a single push or removal.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn list(&self) -> Vec<UnderWay> {
+        self.lock().calls.clone()
+    }
+
+    fn begin(&self, doing: &'static str, limit: Duration) -> Listed {
+        let mut listing = self.lock();
+        listing.last_id += 1;
+        let id = listing.last_id;
+        listing.calls.push(UnderWay { id, doing, limit });
+        Listed { id, calls: self.clone() }
+    }
+}
+
 pub(super) struct Watched<E> {
     engine: E,
     write_max: Duration,
-    last_id: AtomicU64,
-    calls: Arc<Mutex<Vec<UnderWay>>>,
+    calls: Calls,
 }
 
 /// Takes its call off the list, even if that panics.
 struct Listed {
     id: u64,
-    calls: Arc<Mutex<Vec<UnderWay>>>,
+    calls: Calls,
 }
 
 impl<E: Engine> Watched<E> {
-    pub(super) fn new(engine: E) -> Watched<E> {
+    pub(super) fn new(engine: E, calls: Calls) -> Watched<E> {
         let write_max = match engine.kind() {
             Kind::Fjall => WRITE_MAX_FJALL,
             Kind::Sled | Kind::Memory => WRITE_MAX,
         };
-        Watched { engine, write_max, last_id: AtomicU64::new(0), calls: Arc::default() }
+        Watched { engine, write_max, calls }
     }
 
     fn list(&self, doing: &'static str, limit: Duration) -> Listed {
-        let id = self.last_id.fetch_add(1, Ordering::Relaxed);
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(UnderWay { id, doing, limit });
-        Listed { id, calls: self.calls.clone() }
+        self.calls.begin(doing, limit)
     }
 }
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner).retain(|call| call.id != self.id);
+        self.calls.lock().calls.retain(|call| call.id != self.id);
     }
 }
 
@@ -89,9 +122,9 @@ impl<E: Engine> Engine for Watched<E> {
         self.engine.view_of(prefix)
     }
 
-    /// Not listed, since how long it takes depends on the range.
+    /// As the engines do it, but so that each batch is listed.
     fn delete_range(&self, range: KeyRange) -> Result<()> {
-        self.engine.delete_range(range)
+        super::delete_by_batches(self, range)
     }
 
     fn checkpoint(&self) -> Result<()> {
@@ -106,10 +139,6 @@ impl<E: Engine> Engine for Watched<E> {
     fn close(&self) -> Result<()> {
         let _listed = self.list("closing", CHECKPOINT_MAX);
         self.engine.close()
-    }
-
-    fn under_way(&self) -> Vec<UnderWay> {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -164,14 +193,15 @@ mod tests {
     #[test]
     fn a_call_is_listed_until_it_returns() {
         let (let_go, held) = mpsc::sync_channel(1);
-        let engine = Arc::new(Watched::new(Held(Memory::default(), Mutex::new(held))));
-        assert!(engine.under_way().is_empty());
+        let calls = Calls::default();
+        let engine = Arc::new(Watched::new(Held(Memory::default(), Mutex::new(held)), calls.clone()));
+        assert!(calls.list().is_empty());
         let applying = {
             let engine = engine.clone();
             std::thread::spawn(move || engine.apply(Batch::default()))
         };
         let listed = loop {
-            match &engine.under_way()[..] {
+            match &calls.list()[..] {
                 [] => std::thread::yield_now(),
                 [one] => break one.clone(),
                 more => panic!("{more:?}"),
@@ -179,11 +209,11 @@ mod tests {
         };
         assert_eq!((listed.doing, listed.limit), ("applying a batch", WRITE_MAX));
         drop(engine.view().unwrap());
-        assert_eq!(engine.under_way(), [listed], "the others came and went");
+        assert_eq!(calls.list(), [listed], "the others came and went");
         let_go.send(()).unwrap();
         applying.join().unwrap().unwrap();
-        assert!(engine.under_way().is_empty());
+        assert!(calls.list().is_empty());
         let checkpoint = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| engine.checkpoint()));
-        assert!(checkpoint.is_err() && engine.under_way().is_empty());
+        assert!(checkpoint.is_err() && calls.list().is_empty());
     }
 }

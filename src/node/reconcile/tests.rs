@@ -35,6 +35,68 @@ fn observed(voters: &[u32], learners: &[u32]) -> Observed {
     }
 }
 
+/// One with a majority of nobody: who is to go goes, by the steps that there are, and nobody else.
+#[test]
+fn while_replicas_differ_only_those_of_leaving_nodes_go() {
+    type Case = (&'static str, Desired, Observed, &'static [u32], Step);
+    let unheard = |mut observed: Observed, node| {
+        observed.matched.remove(&r(node));
+        observed
+    };
+    let newer = |node: u32| ReplicaId::new(NodeId(node), 2);
+    let rebuilt = Desired { voters: vec![newer(1), r(3), r(4)], ..desired(&[1, 3, 4], &[]) };
+    let cases: &[Case] = &[
+        ("nobody comes in", desired(&[1, 2, 4], &[]), observed(&[1, 2], &[]), &[], Step::Nothing),
+        (
+            "a plan that takes a witness away waits",
+            desired(&[1, 2, 4], &[]),
+            observed(&[1, 2, 3], &[]),
+            &[],
+            Step::Nothing,
+        ),
+        (
+            "the learner of two copies goes, though another is wanted",
+            desired(&[1], &[4]),
+            observed(&[1], &[2]),
+            &[2],
+            Step::RemoveLearner(r(2)),
+        ),
+        (
+            "the voter of two copies lets the other one vote",
+            desired(&[4], &[2]),
+            observed(&[1], &[2]),
+            &[1],
+            Step::ChangeVoters(rs(&[2, 1])),
+        ),
+        (
+            "a lost one goes, and the two that differ stay",
+            desired(&[1, 2, 4], &[]),
+            unheard(observed(&[1, 2, 3], &[]), 3),
+            &[3],
+            Step::ChangeVoters(rs(&[1, 2])),
+        ),
+        (
+            "then the wrong one",
+            desired(&[1, 4, 5], &[]),
+            unheard(observed(&[1, 2, 3], &[]), 3),
+            &[2, 3],
+            Step::ChangeVoters(rs(&[1])),
+        ),
+        (
+            "beside one that is rebuilt and can't be yet",
+            rebuilt,
+            Observed { here: r(3), ..unheard(observed(&[1, 2, 3], &[]), 1) },
+            &[2],
+            Step::ChangeVoters(rs(&[3])),
+        ),
+    ];
+    for (name, desired, observed, leaving, step) in cases {
+        let leaves = |node: NodeId| leaving.contains(&node.0);
+        let desired = desired_while_halted(desired.clone(), observed, leaves);
+        assert_eq!(decide(&desired, observed), *step, "{name}: {desired:?}");
+    }
+}
+
 #[test]
 fn each_rule_by_itself() {
     let cases: &[(&str, Desired, Observed, Step)] = &[
