@@ -289,7 +289,7 @@ async fn differing(nodes: usize) {
         .collect();
     let at = *holders.iter().find(|at| cluster.nodes[**at].name != partition.leader).unwrap();
     // The learner comes in a little later, and hears later still that it is committed.
-    cluster.catches_up(at).await;
+    cluster.catches_up_in(at, |id| id == partition.id).await;
     let started = Instant::now();
     while Client::connect(&cluster.nodes[at].address()).unwrap().get_stale("key").await.unwrap().is_none() {
         assert!(started.elapsed() < WAIT_MAX, "it does not come\n{}", cluster.logs());

@@ -580,11 +580,12 @@ mod tests {
     fn doubt_is_of_what_a_replica_holds_now() {
         let dir = tempfile::tempdir().unwrap();
         let store = open(dir.path());
-        let old = store.replica(FIRST).unwrap().space;
-        let new = Space::new(store.engine().clone(), store.new_space());
-        assert!(store.mark_suspect(FIRST, old.id(), "a sum differs").unwrap());
+        let id = store.replica(FIRST).unwrap().space.id();
+        assert!(store.mark_suspect(FIRST, id, "a sum differs").unwrap());
         drop(store);
         let store = open(dir.path());
+        let old = store.replica(FIRST).unwrap().space;
+        let new = Space::new(store.engine().clone(), store.new_space());
         assert_eq!(store.suspicion(FIRST).unwrap().as_deref(), Some("a sum differs"));
         store.flip(FIRST, &old, &new, None, &StoredMembership::default()).unwrap();
         assert_eq!(store.suspicion(FIRST).unwrap(), None, "it went with the records");

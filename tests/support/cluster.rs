@@ -110,6 +110,11 @@ impl Cluster {
 
     /// Waits until the node `at` has, durably, all that was committed when this was called.
     pub async fn catches_up(&self, at: usize) {
+        self.catches_up_in(at, |_| true).await;
+    }
+
+    /// The same of some partitions: those that it holds a copy of, or will.
+    pub async fn catches_up_in(&self, at: usize, of: impl Fn(u32) -> bool) {
         let name = &self.nodes[at].name;
         let started = Instant::now();
         let mut wanted: BTreeMap<u32, u64> = BTreeMap::new();
@@ -120,13 +125,17 @@ impl Cluster {
             let mut behind = vec!["nobody says".to_string()];
             if let Ok(answer) = &answer {
                 if wanted.is_empty() {
-                    wanted = answer.partitions.iter().map(|one| (one.id, one.commit_index)).collect();
+                    let all = answer.partitions.iter().filter(|one| of(one.id));
+                    wanted = all.map(|one| (one.id, one.commit_index)).collect();
                 }
                 let has = |one: &rushkv::proto::v1::Partition| {
                     let replica = one.replicas.iter().find(|replica| replica.node == *name);
                     replica.map_or(0, |replica| replica.match_index)
                 };
-                let lags = answer.partitions.iter().filter(|one| has(one) < wanted[&one.id]);
+                let lags = answer
+                    .partitions
+                    .iter()
+                    .filter(|one| wanted.get(&one.id).is_some_and(|least| has(one) < *least));
                 behind =
                     lags.map(|one| format!("p{}: {} of {}", one.id, has(one), wanted[&one.id])).collect();
             }
