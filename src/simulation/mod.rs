@@ -462,7 +462,9 @@ impl Simulation {
         let running = nodes.get(&key.replica.node()).and_then(|node| node.running.as_ref());
         let id = running.and_then(|running| running.process.wal.log(key).id_at(index));
         let Some(id) = id else { panic!("{key} applies entry {index}, which is not in its log") };
-        self.invariants.borrow_mut().safety.applied(key, id, command);
+        let mut invariants = self.invariants.borrow_mut();
+        let newest_term = invariants.election.newest(key.group);
+        invariants.safety.applied(key, id, command, newest_term);
     }
 
     fn installed(&self, key: LogKey) {

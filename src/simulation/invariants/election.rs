@@ -21,6 +21,11 @@ impl Election {
         before.is_none()
     }
 
+    /// The newest term that anybody has led.
+    pub(in crate::simulation) fn newest(&self, group: GroupId) -> u64 {
+        self.0.range((group, 0)..=(group, u64::MAX)).next_back().map_or(0, |((_, term), _)| *term)
+    }
+
     /// How many leaders there were.
     pub(in crate::simulation) fn count(&self) -> usize {
         self.0.len()

@@ -10,6 +10,8 @@ struct Applied {
     id: LogId,
     command: u64,
     by: ReplicaId,
+    /// The leader that committed it led this term, or an older one.
+    committed_in: u64,
 }
 
 /// What was applied at each index.
@@ -17,8 +19,9 @@ struct Applied {
 pub(in crate::simulation) struct Safety(BTreeMap<GroupId, BTreeMap<u64, Applied>>);
 
 impl Safety {
-    pub(in crate::simulation) fn applied(&mut self, key: LogKey, id: LogId, command: u64) {
-        let new = Applied { id, command, by: key.replica };
+    /// `newest_term`: the newest that anybody has led so far.
+    pub(in crate::simulation) fn applied(&mut self, key: LogKey, id: LogId, command: u64, newest_term: u64) {
+        let new = Applied { id, command, by: key.replica, committed_in: newest_term.max(id.term) };
         let first = self.0.entry(key.group).or_default().entry(id.index).or_insert(new);
         assert!(
             first.command == command && first.id == id,
@@ -28,9 +31,11 @@ impl Safety {
         );
     }
 
-    /// Every command that any replica of the group has applied.
-    pub(in crate::simulation) fn committed(&self, group: GroupId) -> impl Iterator<Item = LogId> {
-        self.0.get(&group).into_iter().flat_map(|applied| applied.values().map(|applied| applied.id))
+    /// Every entry that any replica of the group has applied, and the term in which it was committed at the latest.
+    /// That may be newer than the entry's own: a leader commits what it finds, with the first entry of its term.
+    pub(in crate::simulation) fn committed(&self, group: GroupId) -> impl Iterator<Item = (LogId, u64)> {
+        let applied = self.0.get(&group).into_iter().flat_map(BTreeMap::values);
+        applied.map(|applied| (applied.id, applied.committed_in))
     }
 
     pub(in crate::simulation) fn command_at(&self, group: GroupId, index: u64) -> Option<u64> {
