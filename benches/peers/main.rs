@@ -66,6 +66,9 @@ pub struct Server {
     /// To each gRPC server, and no fewer in all; Redis gets one for each client
     #[arg(long, default_value_t = 2)]
     connections: usize,
+    /// Each call of RushKV's client on a stream of its own
+    #[arg(long)]
+    unary: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -128,7 +131,7 @@ async fn echo_alone() -> Result<()> {
     let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
     let _server = EchoProcess::start(&address)?;
     let server =
-        Server { target: TargetKind::Echo, address, keys: 100_000, value_bytes: 128, connections: 2 };
+        Server { target: TargetKind::Echo, address, keys: 100_000, value_bytes: 128, connections: 2, unary: false };
     let began = Instant::now();
     while let Err(error) = load::fill(&server).await {
         if began.elapsed() > Duration::from_secs(10) {

@@ -89,8 +89,13 @@ impl Targets {
         let count = server.connections.max(addresses.len());
         match server.target {
             TargetKind::Rushkv => {
-                let connect = |_| Client::connect(&server.address)?.with_connections(1);
-                Ok(Targets::RushKv((0..count).map(connect).collect::<std::result::Result<_, _>>()?))
+                // A client has a connection to each node.
+                let connect = |_| {
+                    let client = Client::builder().endpoint(&server.address).connections(1);
+                    client.pipelined(!server.unary).build()
+                };
+                let clients = (0..count.div_ceil(addresses.len())).map(connect);
+                Ok(Targets::RushKv(clients.collect::<std::result::Result<_, _>>()?))
             }
             TargetKind::Redis => Ok(Targets::Redis(server.address.clone())),
             kind => {

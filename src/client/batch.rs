@@ -129,16 +129,10 @@ fn write_outcome(outcome: v1::WriteOutcome, endpoint: &str) -> Result<WriteOutco
     }
 }
 
-/// A reason that this version does not know is judged by what it says of the write.
 fn operation_error(error: v1::OperationError, endpoint: &str) -> Error {
-    let reason = Reason::from_name(&error.reason).unwrap_or(if error.happened == Happened::No.as_str() {
-        Reason::InvalidArgument
-    } else {
-        Reason::OutcomeUnknown
-    });
-    let mut result = Error::new(reason, format!("{endpoint}: {}", error.message));
-    result.metadata = error.metadata.into_iter().collect();
-    result.with("endpoint", endpoint)
+    let mut error = types::error_of(error);
+    error.message = format!("{endpoint}: {}", error.message);
+    error.with("endpoint", endpoint)
 }
 
 fn miscounted(endpoint: &str, asked: usize, got: usize) -> Error {

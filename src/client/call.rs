@@ -7,15 +7,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
+use super::pipeline::{Asked, Lost};
 use super::pool::{Endpoint, Pool};
+use super::types::error_of;
 use super::{Inner, table};
-use crate::error::{Error, Reason, Result};
+use crate::error::{Error, Happened, Reason, Result};
 use crate::placement;
+use crate::proto::v1;
+use crate::proto::v1::pipeline_request::Call;
+use crate::proto::v1::pipeline_response::Outcome;
 pub(super) use crate::transport::Kind;
 use crate::transport::{self, CLUSTER, Failed, GatedChannel, Leader, Limit, OF_ANOTHER_CLUSTER};
+use crate::types::{Epoch, PartitionId};
 
 /// First pause between rounds of attempts, doubled each time up to the longest. A leader election takes
 /// about a second: the first pauses are well below that, and a handful of attempts outlasts it.
@@ -54,24 +61,26 @@ impl Caller<'_> {
         S: Fn(GatedChannel, Request<M>) -> F,
         F: Future<Output = Result<Response<R>, Status>>,
     {
-        self.call_at(kind, None, message, deadline, send).await
+        self.call_at(kind, None, message, deadline, send, None).await
     }
 
     /// The same, of a call on a key that its leader has to answer: asks that one first.
-    pub(super) async fn call_leader<M, R, S, F>(
+    pub(super) async fn call_leader<M, S, F>(
         self,
         kind: Kind,
         key: &[u8],
         message: &M,
         deadline: Instant,
         send: S,
-    ) -> Result<R>
+    ) -> Result<M::Answer>
     where
-        M: Clone,
+        M: Pipelined,
         S: Fn(GatedChannel, Request<M>) -> F,
-        F: Future<Output = Result<Response<R>, Status>>,
+        F: Future<Output = Result<Response<M::Answer>, Status>>,
     {
-        Ok(self.call_at(kind, Some(placement::hash(key)), message, deadline, send).await?.0)
+        let codec = Codec { bytes: M::bytes, call: M::call, answer: M::answer };
+        let codec = self.inner.pipelined.then_some(codec);
+        Ok(self.call_at(kind, Some(placement::hash(key)), message, deadline, send, codec).await?.0)
     }
 
     async fn call_at<M, R, S, F>(
@@ -81,6 +90,7 @@ impl Caller<'_> {
         message: &M,
         deadline: Instant,
         send: S,
+        codec: Option<Codec<M, R>>,
     ) -> Result<(R, String)>
     where
         M: Clone,
@@ -97,7 +107,11 @@ impl Caller<'_> {
                 Kind::Read => share(deadline, rounds.untried()),
             };
             let left = attempt_deadline.saturating_duration_since(Instant::now());
-            let answer = self.attempt(kind, &endpoint, message, left, attempt_deadline, &send).await;
+            let pipelined = codec.and_then(|codec| codec.start(&endpoint, message, left));
+            let answer = match pipelined {
+                Some(asked) => self.await_pipelined(kind, &endpoint, asked, attempt_deadline).await,
+                None => self.attempt(kind, &endpoint, message, left, attempt_deadline, &send).await,
+            };
             if let Some(hash) = hash {
                 self.note(hash, &endpoint, &answer);
             }
@@ -148,10 +162,7 @@ impl Caller<'_> {
         S: Fn(GatedChannel, Request<M>) -> F,
         F: Future<Output = Result<Response<R>, Status>>,
     {
-        let mut leaves_within = self.inner.connect_timeout + TURN_WAIT;
-        if self.inner.pool.all().len() > 1 {
-            leaves_within = leaves_within.min(TURN_WAIT_AMONG_MANY);
-        }
+        let leaves_within = self.leaves_within();
         let mut request = Request::new(message.clone());
         if let Some(cluster) = &endpoint.cluster {
             request.metadata_mut().insert(CLUSTER, cluster.clone());
@@ -159,18 +170,182 @@ impl Caller<'_> {
         let limit = Limit { grpc_timeout, leaves_within, deadline };
         let started = Instant::now();
         let result = transport::attempt(kind, endpoint.channel(), request, limit, send).await;
-        match &result {
-            Err(failed) if is_no_help(&failed.error) => endpoint.is_ill(),
-            Err(failed) if failed.answered => endpoint.is_well(),
-            // A caller in a hurry does not make a server ill.
-            Err(failed) if failed.error.reason == Reason::Unavailable || started.elapsed() >= ATTEMPT_MIN => {
-                endpoint.is_ill();
-            }
-            Err(_) => {}
-            Ok(_) => endpoint.is_well(),
-        }
-        result.map_err(|failed| Failed { error: name(endpoint, failed.error), ..failed })
+        judged(endpoint, started, result)
     }
+
+    /// How long a request may wait for its turn.
+    fn leaves_within(self) -> Duration {
+        let alone = self.inner.connect_timeout + TURN_WAIT;
+        if self.inner.pool.all().len() > 1 { alone.min(TURN_WAIT_AMONG_MANY) } else { alone }
+    }
+
+    /// The same as [`Caller::attempt`], of a call that was sent by a pipeline.
+    async fn await_pipelined<R>(
+        self,
+        kind: Kind,
+        endpoint: &Endpoint,
+        (mut asked, take): (Asked, fn(Outcome) -> Option<R>),
+        deadline: Instant,
+    ) -> Result<Response<R>, Failed> {
+        let started = Instant::now();
+        let leaves_within = self.leaves_within();
+        let leaves_by = started + leaves_within;
+        let mut result = timeout_at(leaves_by.min(deadline), &mut asked).await;
+        if result.is_err() && leaves_by < deadline {
+            if asked.take_back() {
+                let message = format!("the request did not leave within {leaves_within:?}");
+                let error = Error::new(Reason::Unavailable, message);
+                return judged(endpoint, started, Err(Failed::unanswered(error, Happened::No)));
+            }
+            result = timeout_at(deadline, &mut asked).await;
+        }
+        let result = match result {
+            Ok(Ok(answer)) => answered(answer, take),
+            Ok(Err(Lost { sent, why })) => Err(Failed::unanswered(broken(kind, sent, &why), sent)),
+            Err(_) => {
+                let sent = asked.give_up();
+                Err(Failed::unanswered(transport::late(kind, sent), sent))
+            }
+        };
+        judged(endpoint, started, result)
+    }
+}
+
+/// A call that a pipeline can carry.
+pub(super) trait Pipelined: Clone {
+    type Answer;
+
+    /// About how large it is.
+    fn bytes(&self) -> usize;
+    fn call(&self) -> Call;
+    /// `None`: that is no answer to it.
+    fn answer(outcome: Outcome) -> Option<Self::Answer>;
+}
+
+/// The same as values, so that calls that no pipeline carries need not have it.
+struct Codec<M, R> {
+    bytes: fn(&M) -> usize,
+    call: fn(&M) -> Call,
+    answer: fn(Outcome) -> Option<R>,
+}
+
+impl<M, R> Clone for Codec<M, R> {
+    fn clone(&self) -> Codec<M, R> {
+        *self
+    }
+}
+
+impl<M, R> Copy for Codec<M, R> {}
+
+impl<M, R> Codec<M, R> {
+    fn start(
+        self,
+        endpoint: &Endpoint,
+        message: &M,
+        left: Duration,
+    ) -> Option<(Asked, fn(Outcome) -> Option<R>)> {
+        let asked = endpoint.pipeline(|| (self.call)(message), (self.bytes)(message), left)?;
+        Some((asked, self.answer))
+    }
+}
+
+impl Pipelined for v1::PutRequest {
+    type Answer = v1::PutResponse;
+
+    fn bytes(&self) -> usize {
+        self.key.len() + self.value.len()
+    }
+
+    fn call(&self) -> Call {
+        Call::Put(self.clone())
+    }
+
+    fn answer(outcome: Outcome) -> Option<v1::PutResponse> {
+        if let Outcome::Put(answer) = outcome { Some(answer) } else { None }
+    }
+}
+
+impl Pipelined for v1::DeleteRequest {
+    type Answer = v1::DeleteResponse;
+
+    fn bytes(&self) -> usize {
+        self.key.len()
+    }
+
+    fn call(&self) -> Call {
+        Call::Delete(self.clone())
+    }
+
+    fn answer(outcome: Outcome) -> Option<v1::DeleteResponse> {
+        if let Outcome::Delete(answer) = outcome { Some(answer) } else { None }
+    }
+}
+
+impl Pipelined for v1::GetRequest {
+    type Answer = v1::GetResponse;
+
+    fn bytes(&self) -> usize {
+        self.key.len()
+    }
+
+    fn call(&self) -> Call {
+        Call::Get(self.clone())
+    }
+
+    fn answer(outcome: Outcome) -> Option<v1::GetResponse> {
+        if let Outcome::Get(answer) = outcome { Some(answer) } else { None }
+    }
+}
+
+/// What a pipeline's answer says.
+fn answered<R>(
+    answer: v1::PipelineResponse,
+    take: fn(Outcome) -> Option<R>,
+) -> Result<Response<R>, Failed> {
+    let mut metadata = MetadataMap::new();
+    if let Some(v1::PipelineLeader { address, partition, epoch, cluster_id }) = answer.leader {
+        let (epoch, partition) = (Epoch(epoch), PartitionId(partition));
+        Leader { cluster_id, epoch, partition, address }.write(&mut metadata);
+    }
+    let failed = |error, metadata| Failed { error, answered: true, has_left: true, metadata };
+    match answer.outcome {
+        Some(Outcome::Error(error)) => Err(failed(error_of(error), metadata)),
+        outcome => match outcome.and_then(take) {
+            Some(message) => Ok(Response::from_parts(metadata, message, tonic::Extensions::default())),
+            // What it did is not known.
+            None => Err(failed(Error::new(Reason::Internal, "the answer makes no sense"), metadata)),
+        },
+    }
+}
+
+/// The pipeline ended without an answer.
+fn broken(kind: Kind, sent: Happened, why: &str) -> Error {
+    match (kind, sent) {
+        (Kind::Write, Happened::Unknown) => Error::new(
+            Reason::OutcomeUnknown,
+            format!("no answer after the write was sent: it may have taken place, or may yet ({why})"),
+        ),
+        _ => Error::new(Reason::Unavailable, format!("the node can't be reached: {why}")),
+    }
+}
+
+/// Notes how an endpoint did, and names it in what failed.
+fn judged<R>(
+    endpoint: &Endpoint,
+    started: Instant,
+    result: Result<Response<R>, Failed>,
+) -> Result<Response<R>, Failed> {
+    match &result {
+        Err(failed) if is_no_help(&failed.error) => endpoint.is_ill(),
+        Err(failed) if failed.answered => endpoint.is_well(),
+        // A caller in a hurry does not make a server ill.
+        Err(failed) if failed.error.reason == Reason::Unavailable || started.elapsed() >= ATTEMPT_MIN => {
+            endpoint.is_ill();
+        }
+        Err(_) => {}
+        Ok(_) => endpoint.is_well(),
+    }
+    result.map_err(|failed| Failed { error: name(endpoint, failed.error), ..failed })
 }
 
 /// Whom one call asks, one after the other: the leader, then everybody who is worth asking; and again
@@ -320,7 +495,7 @@ pub(super) fn jittered(full: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::{self, Happened};
+    use crate::error;
 
     #[test]
     fn pauses_grow_within_their_bounds() {

@@ -21,6 +21,7 @@
 
 mod batch;
 mod call;
+mod pipeline;
 mod pool;
 mod scan;
 mod table;
@@ -72,6 +73,7 @@ pub struct Builder {
     connect_timeout: Duration,
     unreachable_after: Duration,
     connections: usize,
+    pipelined: bool,
 }
 
 impl Default for Builder {
@@ -82,6 +84,7 @@ impl Default for Builder {
             connect_timeout: CONNECT_TIMEOUT_DEFAULT,
             unreachable_after: Duration::MAX,
             connections: CONNECTIONS_DEFAULT,
+            pipelined: true,
         }
     }
 }
@@ -123,6 +126,14 @@ impl Builder {
         self
     }
 
+    /// Whether calls on single keys share a stream to each server, once there were a few (the default), or each has
+    /// its own.
+    #[must_use]
+    pub fn pipelined(mut self, pipelined: bool) -> Builder {
+        self.pipelined = pipelined;
+        self
+    }
+
     /// Makes the client. Opens no connection yet: the first call does.
     ///
     /// # Errors
@@ -130,9 +141,9 @@ impl Builder {
     pub fn build(self) -> Result<Client> {
         let pool = Pool::new(&self.endpoints, self.connections, self.connect_timeout)?;
         let timeout = self.timeout;
-        let Builder { connect_timeout, unreachable_after, endpoints, .. } = self;
+        let Builder { connect_timeout, unreachable_after, endpoints, pipelined, .. } = self;
         let routes = Routes::default();
-        let inner = Inner { pool, routes, connect_timeout, unreachable_after, endpoints };
+        let inner = Inner { pool, routes, connect_timeout, unreachable_after, endpoints, pipelined };
         Ok(Client { inner: Arc::new(inner), timeout })
     }
 }
@@ -143,6 +154,7 @@ struct Inner {
     connect_timeout: Duration,
     unreachable_after: Duration,
     endpoints: Vec<String>,
+    pipelined: bool,
 }
 
 /// A client. Cheap to clone; clones share their connections. Its calls must be made inside a Tokio
@@ -171,9 +183,9 @@ impl Client {
 
     /// A client of the same endpoints with connections of its own, this many to each.
     pub fn with_connections(&self, connections: usize) -> Result<Client> {
-        let Inner { connect_timeout, unreachable_after, .. } = *self.inner;
-        let endpoints = self.inner.endpoints.clone();
-        Builder { endpoints, timeout: self.timeout, connect_timeout, unreachable_after, connections }.build()
+        let Inner { connect_timeout, unreachable_after, pipelined, .. } = *self.inner;
+        let (endpoints, timeout) = (self.inner.endpoints.clone(), self.timeout);
+        Builder { endpoints, timeout, connect_timeout, unreachable_after, connections, pipelined }.build()
     }
 
     pub fn timeout(&self) -> Duration {

@@ -15,8 +15,10 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint as Dial};
 
 use super::call::jittered;
+use super::pipeline::{Asked, Pipeline};
 use crate::error::{Error, Reason, Result};
 use crate::limits;
+use crate::proto::v1::pipeline_request::Call;
 use crate::transport::GatedChannel;
 
 /// The port of an endpoint that names none.
@@ -51,6 +53,8 @@ pub(super) struct Endpoint {
     pub(super) cluster: Option<MetadataValue<Ascii>>,
     dial: Dial,
     channels: Vec<OnceLock<Channel>>,
+    /// One for each channel.
+    pipelines: Vec<Pipeline>,
     turn: AtomicUsize,
     health: Health,
 }
@@ -70,15 +74,37 @@ impl Endpoint {
             .buffer_size(CONNECTION_QUEUE)
             .user_agent(concat!("rushkv/", env!("CARGO_PKG_VERSION")))
             .map_err(|error| Error::new(Reason::Internal, error.to_string()))?;
-        let channels = (0..settings.connections.max(1)).map(|_| OnceLock::new()).collect();
-        Ok(Endpoint { name, cluster, dial, channels, turn: AtomicUsize::new(0), health: Health::new() })
+        let connections = settings.connections.max(1);
+        let channels = (0..connections).map(|_| OnceLock::new()).collect();
+        let pipelines = (0..connections).map(|_| Pipeline::default()).collect();
+        let (turn, health) = (AtomicUsize::new(0), Health::new());
+        Ok(Endpoint { name, cluster, dial, channels, pipelines, turn, health })
     }
 
     /// One of the connections, in turn. Must be called inside a Tokio runtime: the connection's task
     /// runs there.
     pub(super) fn channel(&self) -> GatedChannel {
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.channels.len();
+        self.channel_at(self.turn())
+    }
+
+    fn turn(&self) -> usize {
+        self.turn.fetch_add(1, Ordering::Relaxed) % self.channels.len()
+    }
+
+    fn channel_at(&self, turn: usize) -> GatedChannel {
         GatedChannel(self.channels[turn].get_or_init(|| self.dial.connect_lazy()).clone())
+    }
+
+    /// Sends a call by the pipeline of one of the connections, in turn; `None`: it has to go alone.
+    pub(super) fn pipeline(
+        &self,
+        call: impl FnOnce() -> Call,
+        bytes: usize,
+        timeout: Duration,
+    ) -> Option<Asked> {
+        let turn = self.turn();
+        let channel = || (self.channel_at(turn), self.cluster.clone());
+        self.pipelines[turn].start(call, bytes, timeout, channel)
     }
 
     /// Whether to ask it now. After a failure, once its time has come, only one caller hears yes.

@@ -407,6 +407,16 @@ impl v1::kv_server::Kv for State {
         Ok(Response::new(Box::pin(stream::iter(messages))))
     }
 
+    type PipelineStream = stream::Pending<Result<v1::PipelineResponse, Status>>;
+
+    /// As a server of an earlier version.
+    async fn pipeline(
+        &self,
+        _: Request<tonic::Streaming<v1::PipelineRequest>>,
+    ) -> Result<Response<Self::PipelineStream>, Status> {
+        Err(Status::unimplemented("no such call"))
+    }
+
     async fn batch_write(
         &self,
         request: Request<v1::BatchWriteRequest>,

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::error::{Error, Reason, Result};
+use crate::error::{Error, Happened, Reason, Result};
 use crate::limits;
 use crate::proto::v1;
 
@@ -168,6 +168,18 @@ pub fn prefix_end(prefix: &[u8]) -> Option<Bytes> {
     let mut end = prefix[..=keep].to_vec();
     end[keep] += 1;
     Some(end.into())
+}
+
+/// A reason that this version does not know is judged by what it says of the write.
+pub(super) fn error_of(error: v1::OperationError) -> Error {
+    let reason = Reason::from_name(&error.reason).unwrap_or(if error.happened == Happened::No.as_str() {
+        Reason::InvalidArgument
+    } else {
+        Reason::OutcomeUnknown
+    });
+    let mut result = Error::new(reason, error.message);
+    result.metadata = error.metadata.into_iter().collect();
+    result
 }
 
 /// Refuses what a server would refuse: every call does it before anything is sent.

@@ -15,7 +15,7 @@ use tonic::Code;
 use super::LATENCY_SECONDS;
 
 /// Every method that the server has, by its path. A test holds it to the interface.
-pub const METHODS: [&str; 38] = [
+pub const METHODS: [&str; 39] = [
     "/rushkv.RushKV/Put",
     "/rushkv.RushKV/Get",
     "/rushkv.RushKV/Delete",
@@ -28,6 +28,7 @@ pub const METHODS: [&str; 38] = [
     "/rushkv.v1.Kv/Scan",
     "/rushkv.v1.Kv/BatchWrite",
     "/rushkv.v1.Kv/BatchGet",
+    "/rushkv.v1.Kv/Pipeline",
     "/rushkv.v1.Cluster/Info",
     "/rushkv.v1.Cluster/ListNodes",
     "/rushkv.v1.Cluster/ListPartitions",

@@ -29,6 +29,14 @@ pub(super) enum Place {
     There(NodeId),
 }
 
+/// The node that leads a group, as far as its replica here knows; if that is none, whether this replica votes.
+fn look<M: raft::Machine>(group: &raft::Group<M>, here: NodeId) -> (Option<NodeId>, bool) {
+    match group.live_leader() {
+        Some(leader) => (Some(leader.node()), true),
+        None => (None, group.status().voters.iter().any(|voter| voter.node() == here)),
+    }
+}
+
 /// Whether the call surely did not take place, and may well do so a little later.
 pub(super) fn is_worth_repeating(error: &Error) -> bool {
     matches!(error.reason, Reason::Unavailable | Reason::ShuttingDown)
@@ -330,23 +338,23 @@ impl Node {
     /// Where a group is led, as far as is known here.
     pub(super) fn leader_of(&self, group: GroupId) -> Result<Place> {
         let seat = self.seat().ok_or_else(|| self.no_leader(group))?;
+        let number = seat.number();
         let mut damaged = false;
-        let status = match group {
-            GroupId::META => Some(seat.meta.status()),
-            GroupId(number) => {
-                let replica = self.replica(PartitionId(number - 1));
+        let (known, votes) = match group {
+            GroupId::META => look(&seat.meta, number),
+            GroupId(of) => {
+                let replica = self.replica(PartitionId(of - 1));
                 damaged = replica.as_ref().is_some_and(|replica| replica.group.damage().is_some());
-                replica.filter(|_| !damaged).map(|replica| replica.group.status())
+                replica.filter(|_| !damaged).map_or((None, false), |replica| look(&replica.group, number))
             }
         };
-        let known = status.as_ref().and_then(raft::Status::live_leader);
         if let Some(leader) = known {
-            return Ok(match leader.node() == seat.number() {
+            return Ok(match leader == number {
                 true => Place::Here,
-                false => Place::There(leader.node()),
+                false => Place::There(leader),
             });
         }
-        if status.is_some_and(|status| status.voters.iter().any(|voter| voter.node() == seat.number())) {
+        if votes {
             return Err(self.no_leader(group));
         }
         // No voter here hears of leaders: somebody else has to be asked.

@@ -7,8 +7,8 @@ use super::codec::{
     decode_entry, decode_stored_membership, decode_vote, encode_entry, encode_stored_membership, encode_vote,
 };
 use super::message::{
-    Request, decode_append_answer, decode_snapshot_answer, decode_transfer_answer, decode_vote_answer,
-    encode_append, encode_append_answer, encode_snapshot, encode_snapshot_answer, encode_transfer,
+    Request, decode_append_answer, decode_confirm_answer, decode_snapshot_answer, decode_transfer_answer, decode_vote_answer,
+    encode_append, encode_append_answer, encode_confirm, encode_confirm_answer, encode_snapshot, encode_snapshot_answer, encode_transfer,
     encode_transfer_answer, encode_vote_answer, encode_vote_request,
 };
 use super::types::raft_log_id;
@@ -24,6 +24,7 @@ fn encode(request: &Request) -> Bytes {
         Request::PreVote(vote) => encode_vote_request(vote, true),
         Request::TransferLeader(transfer) => encode_transfer(transfer),
         Request::Snapshot(part) => encode_snapshot(part),
+        Request::Confirm(vote) => encode_confirm(vote),
     }
 }
 
@@ -48,6 +49,7 @@ pub fn answer(input: &[u8]) -> bool {
         decode_vote_answer(bytes.clone()).map(|answer| encode_vote_answer(&answer)),
         decode_snapshot_answer(bytes.clone()).map(|answer| encode_snapshot_answer(&answer)),
         decode_transfer_answer(bytes.clone(), &transfer).map(|answer| encode_transfer_answer(&answer)),
+        decode_confirm_answer(bytes.clone()).map(encode_confirm_answer),
     ];
     let read = written.iter().flatten().count();
     assert!(written.iter().flatten().all(|written| *written == bytes));

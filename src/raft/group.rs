@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Metrics;
 use super::carrier::Carrier;
+use super::confirm::Claim;
 use super::doubt::Doubt;
 use super::incoming;
 use super::log_store::LogStore;
@@ -215,7 +216,7 @@ impl<M: Machine> Group<M> {
         let machine_lives = state_machine.lives();
         let config = config(key).validate().map_err(|error| open_error(error.to_string()))?;
         let outgoing = Outgoing::default();
-        let peers = Peers { key, carrier, metrics: metrics.clone(), outgoing: outgoing.clone() };
+        let peers = Peers { key, carrier: carrier.clone(), metrics: metrics.clone(), outgoing: outgoing.clone() };
         let raft = Raft::build(key.replica.0, Arc::new(config), peers, log_store, state_machine)
             .await
             .map_err(|error| open_error(error.to_string()))?;
@@ -224,7 +225,7 @@ impl<M: Machine> Group<M> {
         let under_way = UnderWay::default();
         runtime::spawn(propose_all(raft.clone(), queue, under_way.clone(), metrics.clone()));
         let (readers, read_queue) = mpsc::channel(READERS_MAX);
-        runtime::spawn(read_all(raft.clone(), read_queue, metrics.clone()));
+        runtime::spawn(read_all(raft.clone(), read_queue, log.clone(), carrier, metrics.clone()));
         let (snapshots, parts) = mpsc::channel(incoming::QUEUE_MAX);
         let receiver = incoming::Receiver { key, raft: raft.clone(), store, metrics: metrics.clone() };
         runtime::spawn(receiver.run(parts));
@@ -346,6 +347,9 @@ impl<M: Machine> Group<M> {
         if let Some(why) = self.damage() {
             return Err(ReadError::Damaged(why.to_string()));
         }
+        if self.leads_alone() {
+            return Ok(self.space.get());
+        }
         let (ready, readied) = oneshot::channel();
         match self.readers.try_send(ready) {
             Ok(()) => {}
@@ -357,6 +361,12 @@ impl<M: Machine> Group<M> {
             Ok(Err(_)) => Err(ReadError::Stopped("closed".into())),
             Err(_) => Err(ReadError::Deadline),
         }
+    }
+
+    /// Whether this replica leads and nobody else has a vote: then nobody has to be asked.
+    fn leads_alone(&self) -> bool {
+        let claim = Claim::of(self.key, &self.raft.metrics().borrow_watched(), &self.log);
+        claim.is_some_and(|claim| claim.is_alone(self.key.replica))
     }
 
     /// The records as this replica has them, however old.

@@ -6,18 +6,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use openraft::Raft;
+use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::error::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::raft::ReadPolicy;
 use tokio::sync::{OwnedSemaphorePermit, RwLock, mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::Metrics;
+use super::carrier::Carrier;
+use super::confirm::Claim;
 use super::group::{ProposeError, ReadError};
 use super::machine::Machine;
 use super::state_machine::StateMachine;
 use super::types::{Command, TypeConfig};
-use crate::runtime;
 use crate::types::ReplicaId;
+use crate::{runtime, wal};
 
 /// Most proposals in one message to the consensus core.
 const PROPOSALS_PER_MESSAGE: usize = 512;
@@ -44,6 +47,11 @@ pub(super) type Reader = oneshot::Sender<Result<(), ReadError>>;
 /// Read by what was given to the core and is not answered yet; written by who needs that there is none of it,
 /// and that nothing more is given: a leader that hands over. Proposals wait meanwhile, and surely did not happen.
 pub(super) type UnderWay = Arc<RwLock<()>>;
+
+/// How long a group's proposals wait for the ones before them, to go together in one message: each message costs the
+/// core, the log, the network and all replicas as much as many proposals do. What takes longer than this is far away, or slow,
+/// and is not waited for.
+const GATHERED_WITHIN: Duration = Duration::from_millis(5);
 
 /// Feeds proposals to the core: all that wait in one message.
 pub(super) async fn propose_all<M: Machine>(
@@ -73,7 +81,7 @@ pub(super) async fn propose_all<M: Machine>(
         metrics.proposals_per_message.observe(commands.len() as f64);
         let results = raft.client_write_many(commands).await;
         let propose_seconds = metrics.propose_seconds.clone();
-        runtime::spawn(async move {
+        let mut answering = Box::pin(async move {
             let _given = given;
             let mut results = match results {
                 Ok(results) => results,
@@ -96,6 +104,9 @@ pub(super) async fn propose_all<M: Machine>(
                 let _ = answer.send(result);
             }
         });
+        if timeout(GATHERED_WITHIN, &mut answering).await.is_err() {
+            runtime::spawn(answering);
+        }
     }
 }
 
@@ -113,12 +124,19 @@ fn propose_error(error: ClientWriteError<TypeConfig>) -> ProposeError {
 pub(super) async fn read_all<M: Machine>(
     raft: Raft<TypeConfig, StateMachine<M>>,
     mut queue: mpsc::Receiver<Reader>,
+    log: wal::Log,
+    carrier: Arc<dyn Carrier>,
     metrics: Metrics,
 ) {
     let mut batch = Vec::new();
     while queue.recv_many(&mut batch, READERS_MAX).await > 0 {
         metrics.readers_per_round.observe(batch.len() as f64);
-        let result = read_index(&raft).await;
+        let claim = Claim::of(log.key(), &raft.metrics().borrow_watched(), &log);
+        let is_confirmed = match claim {
+            Some(claim) => claim.is_confirmed(log.key(), &carrier).await,
+            None => false,
+        };
+        let result = if is_confirmed { Ok(()) } else { read_index(&raft).await };
         for reader in batch.drain(..) {
             // A reader may have given up.
             let _ = reader.send(result.clone());
@@ -129,7 +147,6 @@ pub(super) async fn read_all<M: Machine>(
 async fn read_index<M: Machine>(raft: &Raft<TypeConfig, StateMachine<M>>) -> Result<(), ReadError> {
     #[cfg(test)]
     if runtime::is_planted(runtime::Planted::UnconfirmedRead) {
-        use openraft::async_runtime::watch::WatchReceiver as _;
         if raft.metrics().borrow_watched().state == openraft::ServerState::Leader {
             return Ok(());
         }

@@ -29,6 +29,7 @@ const TRANSFER_LEADER: u8 = 4;
 const SNAPSHOT_BEGIN: u8 = 5;
 const SNAPSHOT_RECORDS: u8 = 6;
 const SNAPSHOT_END: u8 = 7;
+const CONFIRM: u8 = 8;
 
 pub(crate) type Append = AppendEntriesRequest<TypeConfig>;
 
@@ -40,6 +41,8 @@ pub(crate) enum Request {
     PreVote(VoteRequest<TypeConfig>),
     TransferLeader(TransferLeaderRequest<TypeConfig>),
     Snapshot(SnapshotRequest),
+    /// Whether this leader's vote is still the newest that the receiver gave.
+    Confirm(Vote),
 }
 
 /// A part of a snapshot. `session` is the sender's number for one attempt to send one.
@@ -157,6 +160,27 @@ pub(crate) fn encode_snapshot(request: &SnapshotRequest) -> Bytes {
     }
 }
 
+pub(crate) fn encode_confirm(vote: &Vote) -> Bytes {
+    let mut out = start(CONFIRM, VOTE_BYTES);
+    put_vote(&mut out, vote);
+    out.freeze()
+}
+
+pub(crate) fn encode_confirm_answer(confirmed: bool) -> Bytes {
+    Bytes::from_static(if confirmed { &[VERSION, 1] } else { &[VERSION, 0] })
+}
+
+pub(crate) fn decode_confirm_answer(message: Bytes) -> Result<bool, Malformed> {
+    let mut input = Reader::new("raft message", message);
+    let confirmed = match take_kind(&mut input)? {
+        0 => false,
+        1 => true,
+        other => return Err(input.error(format!("unknown answer {other}"))),
+    };
+    input.end()?;
+    Ok(confirmed)
+}
+
 impl Request {
     /// Reads a request that `from` sent; it speaks for nobody else.
     pub(crate) fn decode(from: ReplicaId, message: Bytes) -> Result<Request, Malformed> {
@@ -178,13 +202,14 @@ impl Request {
                 let (session, messages) = (input.u64()?, input.u64()?);
                 Request::Snapshot(SnapshotRequest::End { session, messages })
             }
+            CONFIRM => Request::Confirm(take_leaders_vote(&mut input)?),
             other => return Err(input.error(format!("unknown kind {other}"))),
         };
         let speaker = match &request {
             Request::Append(append) => Some(append.vote),
             Request::Vote(vote) | Request::PreVote(vote) => Some(vote.vote),
             Request::TransferLeader(transfer) => Some(*transfer.from_leader()),
-            Request::Snapshot(SnapshotRequest::Begin { vote, .. }) => Some(*vote),
+            Request::Snapshot(SnapshotRequest::Begin { vote, .. }) | Request::Confirm(vote) => Some(*vote),
             Request::Snapshot(_) => None,
         };
         match speaker {

@@ -21,6 +21,7 @@ mod cluster;
 #[cfg(test)]
 mod cluster_tests;
 mod codec;
+mod confirm;
 #[cfg(test)]
 mod crash_tests;
 mod destroy;

@@ -8,10 +8,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::Group;
 use super::carrier::{Class, Route};
+use super::confirm;
 use super::incoming::Part;
 use super::machine::Machine;
 use super::message::{
-    Append, Request, encode_append_answer, encode_snapshot_answer, encode_transfer_answer, encode_vote_answer,
+    Append, Request, encode_append_answer, encode_confirm_answer, encode_snapshot_answer, encode_transfer_answer, encode_vote_answer,
 };
 use super::types::RaftLogId;
 
@@ -101,6 +102,11 @@ impl<M: Machine> Group<M> {
                     let answer = raft.handle_transfer_leader(transfer).await;
                     Ok(encode_transfer_answer(&answer.map_err(|error| error.to_string())?))
                 }))
+            }
+            Request::Confirm(vote) => {
+                // What the log says was saved before anybody was told of it, and so before any newer leader.
+                let confirmed = confirm::is_newest(&self.log, &vote);
+                Ok(Box::pin(std::future::ready(Ok(encode_confirm_answer(confirmed)))))
             }
             Request::Snapshot(request) => {
                 let (answer, answered) = oneshot::channel();

@@ -259,7 +259,9 @@ impl<M: Machine> StateMachine<M> {
         };
         self.durability.reached(last.log_id.index).await?;
         let (entries, responders): (Vec<Entry>, Vec<_>) = std::mem::take(waiting).into_iter().unzip();
-        let replies = blocking(|| self.apply_batch(&entries).map_err(|error| self.stop_for(error)))?;
+        let is_ready = self.store.engine().is_ready();
+        let mut apply = || self.apply_batch(&entries).map_err(|error| self.stop_for(error));
+        let replies = if is_ready { apply()? } else { blocking(apply)? };
         for (responder, reply) in responders.into_iter().zip(replies) {
             if let Some(responder) = responder {
                 responder.send(reply);

@@ -1,5 +1,6 @@
 //! What a replica knows of its group, and the watch on it.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -74,14 +75,7 @@ impl Status {
     /// The leader, if it gave proof of its leadership within [`LEADER_SILENT_MAX`]: to this replica, or,
     /// if this one leads, by a majority's answers to it.
     pub fn live_leader(&self) -> Option<ReplicaId> {
-        let is_live = match self.role {
-            // One that was just elected had a majority a moment ago.
-            Role::Leader => self.quorum_acked.is_none_or(|ago| ago < LEADER_SILENT_MAX),
-            Role::Follower | Role::Learner | Role::Candidate => {
-                self.leader_heard.is_some_and(|ago| ago < LEADER_SILENT_MAX)
-            }
-        };
-        self.leader.filter(|_| is_live)
+        self.leader.filter(|_| is_live(self.role, self.quorum_acked, self.leader_heard))
     }
 
     /// As the leader knows it, the last entry durable on `replica`; 0 if it is not known.
@@ -104,13 +98,11 @@ impl Status {
         let matched = matched.map(|(id, at)| (ReplicaId(*id), at.as_ref().map_or(0, |at| at.index)));
         let answered = metrics.heartbeat.iter().flatten();
         let answered = answered.filter_map(|(id, at)| Some((ReplicaId(*id), at.as_ref()?.elapsed())));
-        let role = role(metrics.state);
-        let alone = role == Role::Leader && voters == [this];
         let leader = metrics.current_leader.map(ReplicaId);
         Status {
-            role,
+            role: role(metrics.state),
             leader,
-            leader_heard: leader.filter(|leader| *leader != this).and_then(|leader| heard.ago(leader)),
+            leader_heard: leader_heard(this, leader, heard),
             term: metrics.current_term,
             last_index: metrics.last_log_index.unwrap_or(0),
             committed: metrics.local_committed.as_ref().map(log_id),
@@ -123,13 +115,38 @@ impl Status {
             next_voters,
             matched: matched.filter(|(id, _)| *id != this).collect(),
             answered: answered.filter(|(id, _)| *id != this).collect(),
-            quorum_acked: match metrics.last_quorum_acked {
-                _ if alone => Some(Duration::ZERO),
-                acked => acked.filter(|_| role == Role::Leader).map(|at| at.elapsed()),
-            },
+            quorum_acked: quorum_acked(this, metrics),
             voters,
         }
     }
+}
+
+fn is_live(role: Role, quorum_acked: Option<Duration>, leader_heard: Option<Duration>) -> bool {
+    match role {
+        // One that was just elected had a majority a moment ago.
+        Role::Leader => quorum_acked.is_none_or(|ago| ago < LEADER_SILENT_MAX),
+        Role::Follower | Role::Learner | Role::Candidate => {
+            leader_heard.is_some_and(|ago| ago < LEADER_SILENT_MAX)
+        }
+    }
+}
+
+fn leader_heard(this: ReplicaId, leader: Option<ReplicaId>, heard: &Heard) -> Option<Duration> {
+    leader.filter(|leader| *leader != this).and_then(|leader| heard.ago(leader))
+}
+
+fn quorum_acked(this: ReplicaId, metrics: &RaftMetrics<TypeConfig>) -> Option<Duration> {
+    let leads = metrics.state == ServerState::Leader;
+    let sets = metrics.membership_config.membership().get_joint_config();
+    match metrics.last_quorum_acked {
+        _ if leads && is_alone(this, sets) => Some(Duration::ZERO),
+        acked => acked.filter(|_| leads).map(|at| at.elapsed()),
+    }
+}
+
+/// Whether `this` is the only voter of these sets.
+pub(super) fn is_alone(this: ReplicaId, sets: &[BTreeSet<u64>]) -> bool {
+    !sets.is_empty() && sets.iter().all(|set| set.len() == 1 && set.contains(&this.0))
 }
 
 /// When another replica last sent this one entries or a heartbeat, as only leaders do. Clones share it.
@@ -212,6 +229,15 @@ impl<M: Machine> Group<M> {
     pub fn status(&self) -> Status {
         let metrics = self.raft.metrics();
         Status::new(self.key.replica, &metrics.borrow_watched(), &self.heard)
+    }
+
+    /// [`Status::live_leader`] without the rest of it, as every call of a client needs it.
+    pub fn live_leader(&self) -> Option<ReplicaId> {
+        let (this, metrics) = (self.key.replica, self.raft.metrics());
+        let metrics = metrics.borrow_watched();
+        let leader = metrics.current_leader.map(ReplicaId)?;
+        let heard = leader_heard(this, Some(leader), &self.heard);
+        is_live(role(metrics.state), quorum_acked(this, &metrics), heard).then_some(leader)
     }
 
     /// A watch on leader, role and membership: cheap, where following every entry would not be.

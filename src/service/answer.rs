@@ -125,6 +125,8 @@ pub(super) fn bound(path: &str) -> Bound {
         | "/rushkv.RushKV/Leave"
         | "/rushkv.v1.Kv/Put"
         | "/rushkv.v1.Kv/Delete"
+        // Among its answers are those of writes; it refuses reads itself.
+        | "/rushkv.v1.Kv/Pipeline"
         | "/rushkv.v1.Cluster/Join"
         | "/rushkv.v1.Cluster/Leave"
         | "/rushkv.v1.Peer/Propose"
@@ -470,6 +472,7 @@ mod tests {
                 "Admit",
                 "GiveUp",
                 "Exchange",
+                "Pipeline",
             ]
             .contains(&call);
             assert!(!writes || !bound(path).refusable, "{path}");

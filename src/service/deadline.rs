@@ -41,6 +41,12 @@ impl Clock {
         Clock { arrived: Instant::now(), asked }
     }
 
+    /// Starts now, for a client that waits so many milliseconds; 0: it does not say.
+    pub fn asked(timeout_ms: u32) -> Clock {
+        let asked = (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms.into()));
+        Clock { arrived: Instant::now(), asked }
+    }
+
     /// The clock that came with the request.
     pub fn of<T>(request: &tonic::Request<T>) -> Clock {
         let clock = request.extensions().get::<Clock>().copied();

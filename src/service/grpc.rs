@@ -24,6 +24,7 @@ use tonic::{Code, Status};
 use super::answer::{self, AnswerBody, Tasks};
 use super::body::{Held, RequestBody};
 use super::deadline::Clock;
+use super::pipeline::Stopping;
 use super::share::{Connection, Pools};
 use super::{Backend, cluster, debug, health, kv, listen, original, peer};
 use crate::error::{Error, Reason, to_status};
@@ -83,6 +84,9 @@ const ERROR_RESETS_MAX: usize = 1024;
 
 /// The messages of consensus: a stream each way for as long as two nodes know each other.
 const EXCHANGE: &str = "/rushkv.v1.Transport/Exchange";
+
+/// Many calls, each with its own end: it ends when those under way have.
+const PIPELINE: &str = "/rushkv.v1.Kv/Pipeline";
 
 /// Calls whose answer has no end of its own: they end when the server stops.
 const ENDLESS: [&str; 5] = [
@@ -247,7 +251,7 @@ impl Dispatch {
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
         let pools = Pools::new(&options, metrics.answer_bytes.clone());
-        let kv = kv::Service::new(node.clone());
+        let kv = kv::Service::new(node.clone(), metrics.clone());
         let max = limits::DECODE_BYTES_MAX;
         let mut services: Vec<(&'static str, Handler)> = vec![
             (
@@ -337,6 +341,15 @@ impl Dispatch {
             && let Err(error) = held.begin()
         {
             return to_status(&error).into_http();
+        }
+        if path == PIPELINE {
+            let mut request = request.map(RequestBody::endless);
+            request.extensions_mut().insert(connection.clone());
+            request.extensions_mut().insert(Stopping(self.stopping.clone()));
+            return match handler(request).await {
+                Ok(answer) => explained(answer),
+                Err(never) => match never {},
+            };
         }
         let clock = Clock::start(request.headers());
         let deadline = clock.limit(limits::CALL_DEADLINE_DEFAULT, limits::CALL_DEADLINE_MAX).answer;

@@ -9,16 +9,18 @@ use bytes::Bytes;
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::Backend;
 use super::answer::{Answers, Lease};
 use super::deadline::Clock;
 use super::page::Range;
+use super::pipeline::Pipeline;
 use super::request;
 use super::share::{Connection, NoRoom, Taken};
 use crate::error::{Error, Happened, Reason, Result, to_status};
 use crate::kv;
+use crate::metrics;
 use crate::limits::{CALL_DEADLINE_DEFAULT, CALL_DEADLINE_MAX, MESSAGE_BYTES_MAX, SCAN_MESSAGE_RECORDS};
 use crate::node::{Consistency, Routed, ScanQuery};
 use crate::proto::v1;
@@ -31,24 +33,26 @@ const SCAN_PAGES_AHEAD: usize = 1;
 #[derive(Debug)]
 pub(super) struct Service<N> {
     node: Arc<N>,
+    metrics: Arc<metrics::Grpc>,
+}
+
+/// Refuses a call that is meant for another cluster, before anything is done.
+pub(super) fn meant(node: &impl Backend, cluster: Option<&str>) -> Result<()> {
+    let Some(cluster) = cluster.filter(|id| !node.is_of_cluster(id)) else { return Ok(()) };
+    let message = "the call is meant for another cluster than this node is of";
+    Err(Error::new(Reason::Unavailable, message).with(OF_ANOTHER_CLUSTER, cluster))
 }
 
 impl<N: Backend> Service<N> {
-    /// Refuses a call that is meant for another cluster, before anything is done.
     fn meant<T>(&self, request: &Request<T>) -> Result<()> {
-        let Some(meant) = request.metadata().get(CLUSTER) else { return Ok(()) };
-        if meant.to_str().is_ok_and(|id| self.node.is_of_cluster(id)) {
-            return Ok(());
-        }
-        let message = "the call is meant for another cluster than this node is of";
-        Err(Error::new(Reason::Unavailable, message)
-            .with(OF_ANOTHER_CLUSTER, String::from_utf8_lossy(meant.as_bytes())))
+        let cluster = request.metadata().get(CLUSTER);
+        meant(&*self.node, cluster.map(|id| String::from_utf8_lossy(id.as_bytes())).as_deref())
     }
 }
 
 impl<N> Service<N> {
-    pub fn new(node: Arc<N>) -> Service<N> {
-        Service { node }
+    pub fn new(node: Arc<N>, metrics: Arc<metrics::Grpc>) -> Service<N> {
+        Service { node, metrics }
     }
 }
 
@@ -152,6 +156,15 @@ impl<N: Backend> Kv for Service<N> {
         Ok(Response::new(ScanStream { pages: stream, ended: false, _place: place }))
     }
 
+    type PipelineStream = Pipeline<N>;
+
+    async fn pipeline(
+        &self,
+        request: Request<Streaming<v1::PipelineRequest>>,
+    ) -> Answer<Pipeline<N>> {
+        Ok(Response::new(Pipeline::new(self.node.clone(), self.metrics.clone(), request)))
+    }
+
     async fn batch_write(&self, request: Request<v1::BatchWriteRequest>) -> Answer<v1::BatchWriteResponse> {
         let limit = Clock::of(&request).unary();
         answer(
@@ -220,7 +233,7 @@ fn mixed_up(asked: &str, outcome: kv::Outcome) -> Error {
     Error::new(Reason::Internal, format!("a {asked} was answered by {outcome:?}"))
 }
 
-fn put_outcome(outcome: kv::Outcome) -> Result<v1::PutResponse> {
+pub(super) fn put_outcome(outcome: kv::Outcome) -> Result<v1::PutResponse> {
     match outcome {
         kv::Outcome::Put { version, revision } => Ok(v1::PutResponse { version, revision }),
         kv::Outcome::PreconditionFailed { current_version } => Err(precondition_failed(current_version)),
@@ -228,7 +241,7 @@ fn put_outcome(outcome: kv::Outcome) -> Result<v1::PutResponse> {
     }
 }
 
-fn delete_outcome(outcome: kv::Outcome) -> Result<v1::DeleteResponse> {
+pub(super) fn delete_outcome(outcome: kv::Outcome) -> Result<v1::DeleteResponse> {
     match outcome {
         kv::Outcome::Deleted { existed, revision } => Ok(v1::DeleteResponse { existed, revision }),
         kv::Outcome::PreconditionFailed { current_version } => Err(precondition_failed(current_version)),
@@ -251,7 +264,7 @@ fn write_outcome(op: &kv::Op, outcome: Result<kv::Outcome>) -> v1::WriteOutcome 
 }
 
 /// `happened` is the row's for a write; a read changes nothing, however it fails.
-fn operation_error(error: Error, happened: Happened) -> v1::OperationError {
+pub(super) fn operation_error(error: Error, happened: Happened) -> v1::OperationError {
     let row = error.reason.row();
     v1::OperationError {
         reason: row.name.into(),

@@ -23,6 +23,7 @@ mod kv;
 mod listen;
 mod original;
 mod page;
+mod pipeline;
 mod peer;
 mod request;
 mod share;

@@ -25,6 +25,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -48,6 +49,9 @@ const KEYSPACE: &str = "records";
 /// when it is created. With [`SEALED_MEMTABLES_MAX`] it bounds the write buffers to some 128 MiB.
 const MEMTABLE_BYTES: u64 = 32 * 1024 * 1024;
 
+/// What may still be written into a memtable that is far from full: the batches of all threads that saw the room.
+const READY_BYTES: u64 = 8 * 1024 * 1024;
+
 /// Sealed memtables that may wait for the disk before writers do. fjall itself stops writers at 4,
 /// where it sleeps without looking whether its flusher is still alive; we stop them one earlier and
 /// look.
@@ -67,6 +71,8 @@ const WAIT_STEP: Duration = Duration::from_millis(5);
 pub(super) struct Fjall {
     dir: PathBuf,
     mark: Mark,
+    /// A checkpoint holds the journal.
+    syncing: AtomicBool,
     /// `None` once closed.
     open: Arc<RwLock<Option<Open>>>,
 }
@@ -128,6 +134,7 @@ impl Fjall {
         Ok(Fjall {
             dir: dir.to_path_buf(),
             mark,
+            syncing: AtomicBool::new(false),
             open: Arc::new(RwLock::new(Some(Open { database, keyspace }))),
         })
     }
@@ -206,6 +213,16 @@ impl Engine for Fjall {
         Ok(value.map_err(|error| convert(error, || "reading a key".into()))?.map(to_bytes))
     }
 
+    /// No journal is being synced, neither for a checkpoint nor before a memtable is written, and the memtable will not be
+    /// full so soon that one would be: whoever does that keeps all batches out.
+    fn is_ready(&self) -> bool {
+        let has_room = |open: &Open| {
+            open.database.write_buffer_size() + READY_BYTES <= MEMTABLE_BYTES
+                && open.keyspace.l0_table_count() < LEVEL0_TABLES_MAX
+        };
+        !self.syncing.load(Ordering::Acquire) && self.handles().is_ok_and(|open| has_room(&open))
+    }
+
     fn apply(&self, batch: Batch) -> Result<()> {
         batch.check(Kind::Fjall)?;
         let open = self.handles()?;
@@ -234,7 +251,10 @@ impl Engine for Fjall {
     fn checkpoint(&self) -> Result<()> {
         let open = self.handles()?;
         let visible = open.database.visible_seqno();
-        self.noted(open.database.persist(PersistMode::SyncAll), "syncing the journal")?;
+        self.syncing.store(true, Ordering::Release);
+        let synced = open.database.persist(PersistMode::SyncAll);
+        self.syncing.store(false, Ordering::Release);
+        self.noted(synced, "syncing the journal")?;
         self.mark.write(visible).map_err(|error| io_error("noting what is durable", error))
     }
 

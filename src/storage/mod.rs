@@ -202,6 +202,11 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     /// The key's value after some batch that was applied before the call, or while it runs.
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>>;
 
+    /// Whether a batch that is applied now surely does not wait for the disk.
+    fn is_ready(&self) -> bool {
+        false
+    }
+
     /// Applies a batch atomically. Visible on return, durable after the next checkpoint.
     fn apply(&self, batch: Batch) -> Result<()>;
 

@@ -107,6 +107,10 @@ impl<E: Engine> Engine for Watched<E> {
         self.engine.get(key)
     }
 
+    fn is_ready(&self) -> bool {
+        self.engine.is_ready()
+    }
+
     fn apply(&self, batch: Batch) -> Result<()> {
         let _listed = self.list("applying a batch", self.write_max);
         self.engine.apply(batch)

@@ -43,7 +43,7 @@ pub struct Failed {
 }
 
 impl Failed {
-    fn unanswered(error: Error, sent: Happened) -> Failed {
+    pub fn unanswered(error: Error, sent: Happened) -> Failed {
         let has_left = sent == Happened::Unknown;
         Failed { error, answered: false, has_left, metadata: MetadataMap::new() }
     }
@@ -97,7 +97,7 @@ where
 }
 
 /// The deadline passed without an answer.
-fn late(kind: Kind, sent: Happened) -> Error {
+pub fn late(kind: Kind, sent: Happened) -> Error {
     match (kind, sent) {
         (Kind::Write, Happened::Unknown) => Error::new(
             Reason::OutcomeUnknown,

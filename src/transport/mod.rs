@@ -55,7 +55,7 @@ use link::Link;
 use serve::Incomers;
 use session::{LastSaid, Target};
 
-pub use attempt::{Failed, Kind, Limit, attempt, judge};
+pub use attempt::{Failed, Kind, Limit, attempt, judge, late};
 pub use dial::dial;
 pub use gate::{Gate, GatedChannel};
 pub use handshake::{PROTOCOL_MAX, PROTOCOL_MIN};

@@ -218,7 +218,8 @@ async fn a_scan_nobody_reads_does_not_read_ahead_far_and_one_dropped_ends() {
 }
 
 fn service(node: &Arc<Fake>) -> kv::Service<Fake> {
-    kv::Service::new(node.clone())
+    let metrics = crate::metrics::Grpc::register(&prometheus::Registry::new()).unwrap();
+    kv::Service::new(node.clone(), metrics)
 }
 
 /// A request as the dispatcher hands it on, whose client waits 50 ms.

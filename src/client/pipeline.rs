@@ -1,0 +1,291 @@
+//! Calls on single keys, many at a time on one stream (`Kv.Pipeline`): beside what a call asks for, a stream of HTTP/2
+//! of its own costs either end several times as much as the call does.
+//!
+//! A connection's pipeline is opened beside the calls once there were a few; until it is, and where a server has none
+//! or it is full, they go alone.
+//!
+//! What is known of a call whose pipeline ends: one that was not taken from the queue has not left; one that was may
+//! have been carried out, unless the server said up to which it had read.
+
+use std::collections::{HashMap, VecDeque};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use futures_util::Stream;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::{Code, Request};
+
+use super::kv_client;
+use crate::error::Happened;
+use crate::proto::v1;
+use crate::proto::v1::pipeline_request::Call;
+use crate::proto::v1::pipeline_response::Outcome;
+use crate::transport::{CLUSTER, GatedChannel};
+
+/// Calls that go alone before a pipeline is opened: a command makes fewer.
+const CALLS_ALONE: u32 = 16;
+
+/// Calls of a pipeline at once, and what they may hold; more go alone.
+const CALLS_MAX: usize = 2048;
+const BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// A larger call goes alone: those behind it would wait for it.
+const CALL_BYTES_MAX: usize = 64 * 1024;
+
+/// After a server could not open one.
+const PAUSE: Duration = Duration::from_secs(2);
+/// After it said that it has none.
+const PAUSE_UNKNOWN: Duration = Duration::from_secs(60);
+
+const OPENED_WITHIN: Duration = Duration::from_secs(5);
+
+/// Why a call has no answer.
+#[derive(Debug)]
+pub(super) struct Lost {
+    /// Whether the server may have it.
+    pub sent: Happened,
+    pub why: String,
+}
+
+type Answered = Result<v1::PipelineResponse, Lost>;
+
+/// The pipeline of one connection. Dropped, it ends once its calls have.
+#[derive(Debug, Default)]
+pub(super) struct Pipeline(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    phase: Phase,
+    /// Made before one was opened.
+    calls: u32,
+    last_id: u64,
+    queue: VecDeque<v1::PipelineRequest>,
+    waiting: HashMap<u64, Waiting>,
+    /// What all that wait hold.
+    bytes: usize,
+    /// Of the stream, which waits for the queue.
+    waker: Option<Waker>,
+    /// Nothing will be asked any more.
+    closed: bool,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+enum Phase {
+    #[default]
+    None,
+    Opening,
+    Open,
+    /// There is none to be had before then.
+    Unusable(Instant),
+}
+
+#[derive(Debug)]
+struct Waiting {
+    answer: oneshot::Sender<Answered>,
+    bytes: usize,
+    sent: Happened,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing under it panics half way.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pipeline {
+    /// Sends a call, if there is a pipeline and room in it; else it goes alone. Opens one when it is time, by
+    /// `channel`. Must be called inside a Tokio runtime.
+    pub(super) fn start(
+        &self,
+        call: impl FnOnce() -> Call,
+        bytes: usize,
+        timeout: Duration,
+        channel: impl FnOnce() -> (GatedChannel, Option<MetadataValue<Ascii>>),
+    ) -> Option<Asked> {
+        let mut state = self.0.lock();
+        match state.phase {
+            Phase::Open => {}
+            Phase::None if state.calls < CALLS_ALONE => {
+                state.calls += 1;
+                return None;
+            }
+            Phase::Unusable(until) if Instant::now() < until => return None,
+            Phase::None | Phase::Unusable(_) => {
+                state.phase = Phase::Opening;
+                drop(state);
+                let (channel, cluster) = channel();
+                tokio::spawn(run(self.0.clone(), channel, cluster));
+                return None;
+            }
+            Phase::Opening => return None,
+        }
+        if bytes > CALL_BYTES_MAX || state.waiting.len() >= CALLS_MAX || state.bytes + bytes > BYTES_MAX {
+            return None;
+        }
+        state.last_id += 1;
+        let id = state.last_id;
+        let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX).max(1);
+        state.queue.push_back(v1::PipelineRequest { id, timeout_ms, call: Some(call()) });
+        let (answer, answered) = oneshot::channel();
+        state.waiting.insert(id, Waiting { answer, bytes, sent: Happened::No });
+        state.bytes += bytes;
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Some(Asked { shared: self.0.clone(), id, answered, is_answered: false })
+    }
+}
+
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.closed = true;
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// A call under way; resolves with its answer. Dropped before, it is given up.
+#[derive(Debug)]
+pub(super) struct Asked {
+    shared: Arc<Shared>,
+    id: u64,
+    answered: oneshot::Receiver<Answered>,
+    is_answered: bool,
+}
+
+impl Asked {
+    /// Gives it up; whether the server may have it.
+    pub(super) fn give_up(&mut self) -> Happened {
+        match self.take_back() {
+            true => Happened::No,
+            false => {
+                let mut state = self.shared.lock();
+                if let Some(waiting) = state.waiting.remove(&self.id) {
+                    state.bytes -= waiting.bytes;
+                }
+                Happened::Unknown
+            }
+        }
+    }
+
+    /// Gives it up if it has not left.
+    pub(super) fn take_back(&mut self) -> bool {
+        let mut state = self.shared.lock();
+        if state.waiting.get(&self.id).is_none_or(|waiting| waiting.sent != Happened::No) {
+            return false;
+        }
+        let waiting = state.waiting.remove(&self.id);
+        state.bytes -= waiting.map_or(0, |waiting| waiting.bytes);
+        // The queue is in the order of the ids.
+        if let Ok(at) = state.queue.binary_search_by_key(&self.id, |request| request.id) {
+            state.queue.remove(at);
+        }
+        true
+    }
+}
+
+impl Future for Asked {
+    type Output = Answered;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answered> {
+        Pin::new(&mut self.answered).poll(cx).map(|answered| {
+            self.is_answered = true;
+            answered.unwrap_or_else(|_| Err(Lost { sent: Happened::Unknown, why: "the client ended".into() }))
+        })
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            self.give_up();
+        }
+    }
+}
+
+/// What HTTP/2 takes from the queue. Nothing leaves before the server has opened its side, so that one that has no
+/// pipelines leaves no call in doubt.
+struct Requests(Arc<Shared>);
+
+impl Stream for Requests {
+    type Item = v1::PipelineRequest;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<v1::PipelineRequest>> {
+        let mut state = self.0.lock();
+        if let Some(request) = state.queue.pop_front() {
+            if let Some(waiting) = state.waiting.get_mut(&request.id) {
+                waiting.sent = Happened::Unknown;
+            }
+            return Poll::Ready(Some(request));
+        }
+        if state.closed && state.waiting.is_empty() {
+            return Poll::Ready(None);
+        }
+        state.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+/// Opens a pipeline and takes its answers, to its end.
+async fn run(shared: Arc<Shared>, channel: GatedChannel, cluster: Option<MetadataValue<Ascii>>) {
+    let mut request = Request::new(Requests(shared.clone()));
+    if let Some(cluster) = cluster {
+        request.metadata_mut().insert(CLUSTER, cluster);
+    }
+    let mut client = kv_client(channel);
+    let opened = tokio::time::timeout(OPENED_WITHIN, client.pipeline(request)).await;
+    let mut answers = match opened {
+        Ok(Ok(response)) => response.into_inner(),
+        Ok(Err(status)) => {
+            let pause = if status.code() == Code::Unimplemented { PAUSE_UNKNOWN } else { PAUSE };
+            return end(&shared, Phase::Unusable(Instant::now() + pause), u64::MAX, status.message());
+        }
+        Err(_) => return end(&shared, Phase::Unusable(Instant::now() + PAUSE), u64::MAX, "it did not open"),
+    };
+    shared.lock().phase = Phase::Open;
+    let (read_up_to, why) = loop {
+        match answers.message().await {
+            Ok(Some(v1::PipelineResponse { id, outcome: Some(Outcome::Closed(_)), .. })) => {
+                break (id, "the node stops".to_string());
+            }
+            Ok(Some(answer)) => {
+                let mut state = shared.lock();
+                if let Some(waiting) = state.waiting.remove(&answer.id) {
+                    state.bytes -= waiting.bytes;
+                    drop(state);
+                    // Who asked may have given up.
+                    let _ = waiting.answer.send(Ok(answer));
+                }
+            }
+            Ok(None) => break (u64::MAX, "the stream ended".to_string()),
+            Err(status) => break (u64::MAX, status.message().to_string()),
+        }
+    };
+    end(&shared, Phase::Unusable(Instant::now() + PAUSE), read_up_to, &why);
+}
+
+/// Tells everybody who waits. What comes after `read_up_to` the server has not read.
+fn end(shared: &Shared, phase: Phase, read_up_to: u64, why: &str) {
+    let mut state = shared.lock();
+    state.phase = phase;
+    state.queue.clear();
+    state.bytes = 0;
+    let waiting = std::mem::take(&mut state.waiting);
+    drop(state);
+    for (id, Waiting { answer, sent, .. }) in waiting {
+        let sent = if id > read_up_to { Happened::No } else { sent };
+        let _ = answer.send(Err(Lost { sent, why: why.to_string() }));
+    }
+}
