@@ -8,6 +8,7 @@
 //! layer above; [`DataDir`] guards the directory they live in.
 
 mod data_dir;
+mod cached;
 mod dir;
 mod fjall;
 mod fjall_journal;
@@ -29,6 +30,7 @@ use bytes::Bytes;
 
 pub use data_dir::{DataDir, FORMAT_VERSION, free_bytes, total_bytes};
 pub use suspicion::{dismiss, suspicion};
+use cached::Cached;
 use watched::{PROCESS, Watched};
 pub use watched::{UnderWay, under_way};
 
@@ -45,11 +47,20 @@ pub const ENGINE_KEY_BYTES_MAX: usize = u16::MAX as usize - 1;
 /// # Errors
 /// [`Error::Refused`] if another process has it open; otherwise as the variants say.
 pub fn open(kind: Kind, dir: &Path, options: &Options) -> Result<Arc<dyn Engine>> {
+    let of_records = options.cache_bytes / RECORDS_PART;
+    let options = &Options { cache_bytes: options.cache_bytes - of_records };
     Ok(match kind {
-        Kind::Fjall => Arc::new(Watched::new(self::fjall::Fjall::open(dir, options)?, PROCESS.clone())),
-        Kind::Sled => Arc::new(Watched::new(self::sled::Sled::open(dir, options)?, PROCESS.clone())),
+        Kind::Fjall => in_front(self::fjall::Fjall::open(dir, options)?, of_records),
+        Kind::Sled => in_front(self::sled::Sled::open(dir, options)?, of_records),
         Kind::Memory => Arc::new(memory::Memory::default()),
     })
+}
+
+/// What part of the cache is of single records; the rest is the engine's own.
+const RECORDS_PART: u64 = 2;
+
+fn in_front<E: Engine>(engine: E, of_records: u64) -> Arc<dyn Engine> {
+    Arc::new(Watched::new(Cached::new(engine, of_records), PROCESS.clone()))
 }
 
 /// The engines that can be chosen by `storage.engine`.
