@@ -130,8 +130,14 @@ impl Drop for EchoProcess {
 async fn echo_alone() -> Result<()> {
     let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
     let _server = EchoProcess::start(&address)?;
-    let server =
-        Server { target: TargetKind::Echo, address, keys: 100_000, value_bytes: 128, connections: 2, unary: false };
+    let server = Server {
+        target: TargetKind::Echo,
+        address,
+        keys: 100_000,
+        value_bytes: 128,
+        connections: 2,
+        unary: false,
+    };
     let began = Instant::now();
     while let Err(error) = load::fill(&server).await {
         if began.elapsed() > Duration::from_secs(10) {

@@ -109,7 +109,7 @@ impl Caller<'_> {
             let left = attempt_deadline.saturating_duration_since(Instant::now());
             let pipelined = codec.and_then(|codec| codec.start(&endpoint, message, left));
             let answer = match pipelined {
-                Some(asked) => self.await_pipelined(kind, &endpoint, asked, attempt_deadline).await,
+                Some(sent) => self.await_pipelined(kind, &endpoint, sent, attempt_deadline).await,
                 None => self.attempt(kind, &endpoint, message, left, attempt_deadline, &send).await,
             };
             if let Some(hash) = hash {
@@ -170,7 +170,8 @@ impl Caller<'_> {
         let limit = Limit { grpc_timeout, leaves_within, deadline };
         let started = Instant::now();
         let result = transport::attempt(kind, endpoint.channel(), request, limit, send).await;
-        judged(endpoint, started, result)
+        note_health(endpoint, started, &result);
+        result.map_err(|failed| Failed { error: name(endpoint, failed.error), ..failed })
     }
 
     /// How long a request may wait for its turn.
@@ -184,31 +185,52 @@ impl Caller<'_> {
         self,
         kind: Kind,
         endpoint: &Endpoint,
-        (mut asked, take): (Asked, fn(Outcome) -> Option<R>),
+        sent: Sent<R>,
         deadline: Instant,
     ) -> Result<Response<R>, Failed> {
         let started = Instant::now();
+        let result = self.answer_of(kind, sent, started, deadline).await;
+        note_health(endpoint, started, &result);
+        result.map_err(|failed| Failed { error: name(endpoint, failed.error), ..failed })
+    }
+
+    async fn answer_of<R>(
+        self,
+        kind: Kind,
+        Sent { mut asked, take }: Sent<R>,
+        started: Instant,
+        deadline: Instant,
+    ) -> Result<Response<R>, Failed> {
         let leaves_within = self.leaves_within();
         let leaves_by = started + leaves_within;
         let mut result = timeout_at(leaves_by.min(deadline), &mut asked).await;
         if result.is_err() && leaves_by < deadline {
             if asked.take_back() {
                 let message = format!("the request did not leave within {leaves_within:?}");
-                let error = Error::new(Reason::Unavailable, message);
-                return judged(endpoint, started, Err(Failed::unanswered(error, Happened::No)));
+                return Err(Failed::unanswered(Error::new(Reason::Unavailable, message), Happened::No));
             }
             result = timeout_at(deadline, &mut asked).await;
         }
-        let result = match result {
-            Ok(Ok(answer)) => answered(answer, take),
+        match result {
+            Ok(Ok(answer)) => match answered(answer, take) {
+                (Ok(message), metadata) => {
+                    Ok(Response::from_parts(metadata, message, tonic::Extensions::default()))
+                }
+                (Err(error), metadata) => Err(Failed { error, answered: true, has_left: true, metadata }),
+            },
             Ok(Err(Lost { sent, why })) => Err(Failed::unanswered(broken(kind, sent, &why), sent)),
             Err(_) => {
                 let sent = asked.give_up();
                 Err(Failed::unanswered(transport::late(kind, sent), sent))
             }
-        };
-        judged(endpoint, started, result)
+        }
     }
+}
+
+/// A call on its way in a pipeline, and how to read its answer.
+struct Sent<R> {
+    asked: Asked,
+    take: fn(Outcome) -> Option<R>,
 }
 
 /// A call that a pipeline can carry.
@@ -238,14 +260,9 @@ impl<M, R> Clone for Codec<M, R> {
 impl<M, R> Copy for Codec<M, R> {}
 
 impl<M, R> Codec<M, R> {
-    fn start(
-        self,
-        endpoint: &Endpoint,
-        message: &M,
-        left: Duration,
-    ) -> Option<(Asked, fn(Outcome) -> Option<R>)> {
+    fn start(self, endpoint: &Endpoint, message: &M, left: Duration) -> Option<Sent<R>> {
         let asked = endpoint.pipeline(|| (self.call)(message), (self.bytes)(message), left)?;
-        Some((asked, self.answer))
+        Some(Sent { asked, take: self.answer })
     }
 }
 
@@ -297,25 +314,21 @@ impl Pipelined for v1::GetRequest {
     }
 }
 
-/// What a pipeline's answer says.
-fn answered<R>(
-    answer: v1::PipelineResponse,
-    take: fn(Outcome) -> Option<R>,
-) -> Result<Response<R>, Failed> {
+/// What a pipeline's answer says, and what would be its metadata.
+fn answered<R>(answer: v1::PipelineResponse, take: fn(Outcome) -> Option<R>) -> (Result<R>, MetadataMap) {
     let mut metadata = MetadataMap::new();
     if let Some(v1::PipelineLeader { address, partition, epoch, cluster_id }) = answer.leader {
         let (epoch, partition) = (Epoch(epoch), PartitionId(partition));
         Leader { cluster_id, epoch, partition, address }.write(&mut metadata);
     }
-    let failed = |error, metadata| Failed { error, answered: true, has_left: true, metadata };
-    match answer.outcome {
-        Some(Outcome::Error(error)) => Err(failed(error_of(error), metadata)),
-        outcome => match outcome.and_then(take) {
-            Some(message) => Ok(Response::from_parts(metadata, message, tonic::Extensions::default())),
-            // What it did is not known.
-            None => Err(failed(Error::new(Reason::Internal, "the answer makes no sense"), metadata)),
-        },
-    }
+    let result = match answer.outcome {
+        Some(Outcome::Error(error)) => Err(error_of(error)),
+        // Without a sense, what it did is not known.
+        outcome => {
+            outcome.and_then(take).ok_or_else(|| Error::new(Reason::Internal, "the answer makes no sense"))
+        }
+    };
+    (result, metadata)
 }
 
 /// The pipeline ended without an answer.
@@ -329,13 +342,9 @@ fn broken(kind: Kind, sent: Happened, why: &str) -> Error {
     }
 }
 
-/// Notes how an endpoint did, and names it in what failed.
-fn judged<R>(
-    endpoint: &Endpoint,
-    started: Instant,
-    result: Result<Response<R>, Failed>,
-) -> Result<Response<R>, Failed> {
-    match &result {
+/// Notes how an endpoint did.
+fn note_health<R>(endpoint: &Endpoint, started: Instant, result: &Result<Response<R>, Failed>) {
+    match result {
         Err(failed) if is_no_help(&failed.error) => endpoint.is_ill(),
         Err(failed) if failed.answered => endpoint.is_well(),
         // A caller in a hurry does not make a server ill.
@@ -345,7 +354,6 @@ fn judged<R>(
         Err(_) => {}
         Ok(_) => endpoint.is_well(),
     }
-    result.map_err(|failed| Failed { error: name(endpoint, failed.error), ..failed })
 }
 
 /// Whom one call asks, one after the other: the leader, then everybody who is worth asking; and again

@@ -146,6 +146,17 @@ impl Pipeline {
     }
 }
 
+#[cfg(test)]
+impl Pipeline {
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.0.lock().phase, Phase::Open)
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.0.lock().waiting.len()
+    }
+}
+
 impl Drop for Pipeline {
     fn drop(&mut self) {
         let mut state = self.0.lock();
@@ -289,3 +300,6 @@ fn end(shared: &Shared, phase: Phase, read_up_to: u64, why: &str) {
         let _ = answer.send(Err(Lost { sent, why: why.to_string() }));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -107,6 +107,16 @@ impl Endpoint {
         self.pipelines[turn].start(call, bytes, timeout, channel)
     }
 
+    #[cfg(test)]
+    pub(super) fn has_pipeline(&self) -> bool {
+        self.pipelines.iter().any(Pipeline::is_open)
+    }
+
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.pipelines.iter().map(Pipeline::waiting).sum()
+    }
+
     /// Whether to ask it now. After a failure, once its time has come, only one caller hears yes.
     pub(super) fn is_worth_asking(&self) -> bool {
         self.health.is_worth_asking(Instant::now())

@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Bound;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 
 use bytes::Bytes;
-use futures_util::{Stream, stream};
+use futures_util::{Stream, StreamExt as _, stream};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -26,6 +26,9 @@ use crate::proto::v1;
 use crate::transport::Leader;
 use crate::types::{Epoch, PartitionId};
 
+/// What a status says that is not to be told to the client.
+const BREAK: &str = "break";
+
 pub(crate) const CLUSTER_ID: &str = "00c0ffee00c0ffee";
 
 /// What a call does instead of its work.
@@ -39,6 +42,8 @@ pub(crate) enum Act {
     /// The work is done, and the answer says that the node at this address leads.
     Tell(String),
     Hang,
+    /// In a pipeline: it breaks.
+    Break,
 }
 
 pub(crate) type Plan = Box<dyn Fn(&'static str, usize) -> Act + Send + Sync>;
@@ -51,7 +56,12 @@ pub(crate) struct Fake {
 }
 
 pub(crate) struct State {
+    own: Weak<State>,
     plan: Plan,
+    /// Whether it has pipelines; those of before do not.
+    pub(crate) has_pipelines: AtomicBool,
+    /// A pipeline is closed before the request with this id is read.
+    pub(crate) closed_before: AtomicU64,
     pub(crate) records: Mutex<BTreeMap<Bytes, v1::Record>>,
     calls: Mutex<Vec<&'static str>>,
     /// The last one that was given.
@@ -94,8 +104,11 @@ impl Fake {
     }
 
     async fn listen(plan: Plan, address: &str) -> Fake {
-        let state = State {
+        let state = Arc::new_cyclic(|own| State {
+            own: own.clone(),
             plan,
+            has_pipelines: AtomicBool::new(false),
+            closed_before: AtomicU64::new(u64::MAX),
             records: Mutex::new(BTreeMap::new()),
             revision: AtomicU64::new(0),
             planted: Mutex::default(),
@@ -104,8 +117,7 @@ impl Fake {
             nodes: Mutex::new(vec![State::node()]),
             page: 3,
             batch_get_room: 2,
-        };
-        let state = Arc::new(state);
+        });
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let router = tonic::transport::Server::builder()
@@ -257,6 +269,7 @@ impl State {
                 *self.records.lock().unwrap() = before;
                 answer
             }
+            Act::Break => Err(Status::aborted(BREAK)),
             Act::Hang => std::future::pending().await,
         }
     }
@@ -366,6 +379,46 @@ impl State {
     }
 }
 
+impl State {
+    async fn pipelined(&self, request: v1::PipelineRequest) -> Result<v1::PipelineResponse, Status> {
+        use v1::kv_server::Kv as _;
+        use v1::pipeline_request::Call;
+        use v1::pipeline_response::Outcome;
+        let answered = match request.call.unwrap() {
+            Call::Put(put) => self.put(Request::new(put)).await.map(|answer| answer.map(Outcome::Put)),
+            Call::Delete(delete) => {
+                self.delete(Request::new(delete)).await.map(|answer| answer.map(Outcome::Delete))
+            }
+            Call::Get(get) => self.get(Request::new(get)).await.map(|answer| answer.map(Outcome::Get)),
+        };
+        let metadata = match &answered {
+            Ok(answer) => answer.metadata(),
+            Err(status) => status.metadata(),
+        };
+        let leader = Leader::read(metadata).map(|leader| v1::PipelineLeader {
+            address: leader.address,
+            partition: leader.partition.0,
+            epoch: leader.epoch.0,
+            cluster_id: leader.cluster_id,
+        });
+        let outcome = match answered {
+            Ok(answer) => answer.into_inner(),
+            Err(status) if status.message() == BREAK => return Err(status),
+            Err(status) => {
+                let error = crate::error::from_status(&status, crate::error::Happened::Unknown);
+                Outcome::Error(v1::OperationError {
+                    reason: error.reason.row().name.into(),
+                    happened: error.happened().as_str().into(),
+                    message: error.message,
+                    code: status.code() as i32,
+                    metadata: error.metadata.into_iter().collect(),
+                })
+            }
+        };
+        Ok(v1::PipelineResponse { id: request.id, outcome: Some(outcome), leader })
+    }
+}
+
 #[tonic::async_trait]
 impl v1::kv_server::Kv for State {
     async fn put(&self, request: Request<v1::PutRequest>) -> Result<Response<v1::PutResponse>, Status> {
@@ -407,14 +460,33 @@ impl v1::kv_server::Kv for State {
         Ok(Response::new(Box::pin(stream::iter(messages))))
     }
 
-    type PipelineStream = stream::Pending<Result<v1::PipelineResponse, Status>>;
+    type PipelineStream = Pin<Box<dyn Stream<Item = Result<v1::PipelineResponse, Status>> + Send>>;
 
-    /// As a server of an earlier version.
     async fn pipeline(
         &self,
-        _: Request<tonic::Streaming<v1::PipelineRequest>>,
+        request: Request<tonic::Streaming<v1::PipelineRequest>>,
     ) -> Result<Response<Self::PipelineStream>, Status> {
-        Err(Status::unimplemented("no such call"))
+        self.calls.lock().unwrap().push("pipeline");
+        if !self.has_pipelines.load(Ordering::SeqCst) {
+            return Err(Status::unimplemented("no such call"));
+        }
+        let before = self.closed_before.load(Ordering::SeqCst);
+        let closed = v1::PipelineResponse {
+            id: before - 1,
+            outcome: Some(v1::pipeline_response::Outcome::Closed(true)),
+            leader: None,
+        };
+        let own = self.own.clone();
+        let read = request.into_inner().filter_map(|request| std::future::ready(request.ok()));
+        let answers = read
+            .take_while(move |request| std::future::ready(request.id < before))
+            .map(move |request| {
+                let state = own.upgrade().unwrap();
+                async move { state.pipelined(request).await }
+            })
+            .buffer_unordered(64);
+        let closed = stream::iter((before < u64::MAX).then_some(Ok(closed)));
+        Ok(Response::new(Box::pin(answers.chain(closed))))
     }
 
     async fn batch_write(

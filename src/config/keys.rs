@@ -162,7 +162,7 @@ pub static KEYS: [Key; 15] = [
     Key {
         name: "cluster.partitions",
         kind: Kind::PowerOfTwo { max: limits::PARTITIONS_MAX as u64 },
-        default: "16",
+        default: "8",
         doc: "Pieces that the keys are divided into, a power of two up to 4096. Each is a Raft group: more of them \
               spread better over many nodes and cost more per write.",
         reload: Reload::Formation,

@@ -125,14 +125,13 @@ fn start(sources: Sources, loaded: Loaded) -> ExitCode {
     });
     let connections_max = process::connections_max(open_files);
     tracing::debug!(?open_files, connections_max, "open files");
-    let runtime =
-        match tokio::runtime::Builder::new_multi_thread().thread_name("rushkv-worker").enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => {
-                error!(%error, "the threads can't be started");
-                return ExitCode::from(EXIT_FAILED);
-            }
-        };
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error!(%error, "the threads can't be started");
+            return ExitCode::from(EXIT_FAILED);
+        }
+    };
     match runtime.block_on(serve(sources, loaded, level, connections_max)) {
         Ended::Stopped => {
             runtime.shutdown_timeout(RUNTIME_GRACE);
@@ -315,6 +314,19 @@ fn reload(sources: &Sources, running: &mut Loaded, level: &log::Switch) -> Strin
     };
     info!("{summary}");
     summary
+}
+
+/// Half of the cores run tasks. What goes on beside them (the log's writer, the engine's flushes and merges, batches that
+/// wait for the disk, the kernel's part of the network) has threads of its own, and workers that stand in its way, or
+/// in each other's, cost more than they bring.
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let workers = (cores / 2).max(1);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .thread_name("rushkv-worker")
+        .enable_all()
+        .build()
 }
 
 #[cfg(test)]

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use openraft::async_runtime::watch::WatchReceiver as _;
 use tokio::time::{Instant, sleep};
 
 use super::cluster::*;
+use super::confirm::{Claim, is_newest};
 use super::*;
 use crate::storage::Kind;
 use crate::types::ReplicaId;
@@ -82,6 +84,50 @@ async fn a_leader_without_a_majority_neither_commits_nor_answers_reads() {
     cluster.write_but(old, "after ").await;
     cluster.net.heal();
     cluster.converge("before after ").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_are_confirmed_past_the_core() {
+    let cluster = Cluster::new(Kind::Memory, 3).await;
+    cluster.write("before ").await;
+    let leader = cluster.leader().await;
+    let by_core = || cluster.nodes[&leader].metrics.read_rounds_by_core.get();
+    let before = by_core();
+    for _ in 0..20 {
+        cluster.group(leader).read(soon()).await.unwrap();
+    }
+    assert_eq!(by_core(), before);
+    // One of the others is enough.
+    cluster.net.cut_off(leader % 3 + 1);
+    cluster.group(leader).read(soon()).await.unwrap();
+    assert_eq!(by_core(), before);
+    cluster.net.cut_off((leader + 1) % 3 + 1);
+    cluster.group(leader).read(Instant::now() + Duration::from_secs(1)).await.unwrap_err();
+    assert!(by_core() > before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_was_replaced_is_not_confirmed() {
+    let cluster = Cluster::new(Kind::Memory, 3).await;
+    cluster.write("before ").await;
+    let old = cluster.leader().await;
+    let claim = |id: u64| {
+        let group = cluster.group(id);
+        let metrics = group.raft.metrics();
+        let claim: Option<Claim> = Claim::of(key(id), &metrics.borrow_watched(), &group.log);
+        drop(metrics);
+        claim
+    };
+    let of_old = claim(old).expect("it leads, and has applied an entry of its term");
+    assert!(claim(old % 3 + 1).is_none(), "a follower claims nothing");
+    cluster.net.cut_off(old);
+    cluster.write_but(old, "after ").await;
+    assert!(claim(old).is_some(), "it does not know yet");
+    let new = cluster.leader_but(old).await;
+    assert!(!is_newest(&cluster.group(new).log, &of_old.vote));
+    cluster.group(old).read(Instant::now() + Duration::from_secs(1)).await.unwrap_err();
+    cluster.net.heal();
+    cluster.wait("it hears of the other", |_| claim(old).is_none()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -39,7 +39,7 @@ const ANSWERS_WITHIN: Duration = Duration::from_millis(100);
 /// What a leader needs to have confirmed.
 #[derive(Debug, Clone)]
 pub(super) struct Claim {
-    vote: Vote,
+    pub(super) vote: Vote,
     /// Of each a majority is needed; two while members change.
     voters: Vec<BTreeSet<u64>>,
 }

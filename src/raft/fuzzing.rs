@@ -7,9 +7,10 @@ use super::codec::{
     decode_entry, decode_stored_membership, decode_vote, encode_entry, encode_stored_membership, encode_vote,
 };
 use super::message::{
-    Request, decode_append_answer, decode_confirm_answer, decode_snapshot_answer, decode_transfer_answer, decode_vote_answer,
-    encode_append, encode_append_answer, encode_confirm, encode_confirm_answer, encode_snapshot, encode_snapshot_answer, encode_transfer,
-    encode_transfer_answer, encode_vote_answer, encode_vote_request,
+    Request, decode_append_answer, decode_confirm_answer, decode_snapshot_answer, decode_transfer_answer,
+    decode_vote_answer, encode_append, encode_append_answer, encode_confirm, encode_confirm_answer,
+    encode_snapshot, encode_snapshot_answer, encode_transfer, encode_transfer_answer, encode_vote_answer,
+    encode_vote_request,
 };
 use super::types::raft_log_id;
 use crate::types::{LogId, ReplicaId};

@@ -216,7 +216,8 @@ impl<M: Machine> Group<M> {
         let machine_lives = state_machine.lives();
         let config = config(key).validate().map_err(|error| open_error(error.to_string()))?;
         let outgoing = Outgoing::default();
-        let peers = Peers { key, carrier: carrier.clone(), metrics: metrics.clone(), outgoing: outgoing.clone() };
+        let peers =
+            Peers { key, carrier: carrier.clone(), metrics: metrics.clone(), outgoing: outgoing.clone() };
         let raft = Raft::build(key.replica.0, Arc::new(config), peers, log_store, state_machine)
             .await
             .map_err(|error| open_error(error.to_string()))?;

@@ -103,18 +103,24 @@ impl Durability {
         durably(|done| self.log.barrier(done)).await
     }
 
+    fn is_reached(&self, index: u64) -> io::Result<bool> {
+        let state = self.lock();
+        match state.failed {
+            true => Err(io::Error::other("the write-ahead log failed")),
+            false => Ok(state.next > index),
+        }
+    }
+
     /// Waits until the entry at `index` is durable.
     pub(crate) async fn reached(&self, index: u64) -> io::Result<()> {
+        // Mostly it is.
+        if self.is_reached(index)? {
+            return Ok(());
+        }
         let mut changed = self.changed.subscribe();
         loop {
-            {
-                let state = self.lock();
-                if state.failed {
-                    return Err(io::Error::other("the write-ahead log failed"));
-                }
-                if state.next > index {
-                    return Ok(());
-                }
+            if self.is_reached(index)? {
+                return Ok(());
             }
             changed.changed().await.map_err(|_| io::Error::other("the log store is gone"))?;
         }

@@ -136,7 +136,12 @@ pub(super) async fn read_all<M: Machine>(
             Some(claim) => claim.is_confirmed(log.key(), &carrier).await,
             None => false,
         };
-        let result = if is_confirmed { Ok(()) } else { read_index(&raft).await };
+        let result = if is_confirmed {
+            Ok(())
+        } else {
+            metrics.read_rounds_by_core.inc();
+            read_index(&raft).await
+        };
         for reader in batch.drain(..) {
             // A reader may have given up.
             let _ = reader.send(result.clone());
@@ -146,10 +151,10 @@ pub(super) async fn read_all<M: Machine>(
 
 async fn read_index<M: Machine>(raft: &Raft<TypeConfig, StateMachine<M>>) -> Result<(), ReadError> {
     #[cfg(test)]
-    if runtime::is_planted(runtime::Planted::UnconfirmedRead) {
-        if raft.metrics().borrow_watched().state == openraft::ServerState::Leader {
-            return Ok(());
-        }
+    if runtime::is_planted(runtime::Planted::UnconfirmedRead)
+        && raft.metrics().borrow_watched().state == openraft::ServerState::Leader
+    {
+        return Ok(());
     }
     match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
         // It was the leader a moment ago. If it is none any more, what is to be applied may never come.

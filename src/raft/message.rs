@@ -166,21 +166,6 @@ pub(crate) fn encode_confirm(vote: &Vote) -> Bytes {
     out.freeze()
 }
 
-pub(crate) fn encode_confirm_answer(confirmed: bool) -> Bytes {
-    Bytes::from_static(if confirmed { &[VERSION, 1] } else { &[VERSION, 0] })
-}
-
-pub(crate) fn decode_confirm_answer(message: Bytes) -> Result<bool, Malformed> {
-    let mut input = Reader::new("raft message", message);
-    let confirmed = match take_kind(&mut input)? {
-        0 => false,
-        1 => true,
-        other => return Err(input.error(format!("unknown answer {other}"))),
-    };
-    input.end()?;
-    Ok(confirmed)
-}
-
 impl Request {
     /// Reads a request that `from` sent; it speaks for nobody else.
     pub(crate) fn decode(from: ReplicaId, message: Bytes) -> Result<Request, Malformed> {
@@ -384,6 +369,19 @@ pub(crate) fn decode_vote_answer(answer: Bytes) -> Result<VoteResponse<TypeConfi
     Ok(VoteResponse::new(vote, last, granted))
 }
 
+pub(crate) fn encode_confirm_answer(confirmed: bool) -> Bytes {
+    let mut out = start(CONFIRM, 1);
+    out.put_u8(u8::from(confirmed));
+    out.freeze()
+}
+
+pub(crate) fn decode_confirm_answer(answer: Bytes) -> Result<bool, Malformed> {
+    let mut input = answer_to(CONFIRM, answer)?;
+    let confirmed = take_flag(&mut input)?;
+    input.end()?;
+    Ok(confirmed)
+}
+
 pub(crate) fn encode_transfer_answer(answer: &TransferLeaderResponse<TypeConfig>) -> Bytes {
     let mut out = start(TRANSFER_LEADER, 1 + VOTE_BYTES);
     match answer {
@@ -531,6 +529,7 @@ mod tests {
                 let _ = Request::decode(FROM, bytes.clone());
                 let _ = decode_append_answer(bytes.clone(), None, None);
                 let _ = decode_vote_answer(bytes.clone());
+                let _ = decode_confirm_answer(bytes.clone());
                 let _ = decode_snapshot_answer(bytes.clone());
                 let transfer = TransferLeaderRequest::new(Vote::new(1, 1), 2, None);
                 let _ = decode_transfer_answer(bytes, &transfer);

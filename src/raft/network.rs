@@ -18,7 +18,7 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
     TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::Metrics;
 use super::carrier::{Carrier, CarryError, Class, Route};
@@ -44,6 +44,10 @@ const IN_FLIGHT_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// follower's fsync, so this outlasts a stalled disk that recovers; a broken connection is reported by
 /// the carrier long before. Giving up costs no more than sending again what is under way.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// How often a follower is told what is committed: it applies that at once, and many entries together cost it much less
+/// than one by one. Nobody waits for it but those who read what may be old, and a new leader, which finds out by itself.
+const COMMIT_EVERY: Duration = Duration::from_millis(20);
 
 /// Waits between attempts to reach a replica: short, so that one that returns is soon served.
 const BACKOFF_MS: [u64; 4] = [50, 100, 200, 400];
@@ -186,6 +190,10 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             input: Some(input),
             in_flight: VecDeque::new(),
             bytes: 0,
+            last_sent: None,
+            held: None,
+            told: Told { commit: None, at: Instant::now() },
+            ready: VecDeque::new(),
             answer_within,
             answer_by: Instant::now(),
         };
@@ -272,6 +280,23 @@ struct InFlight {
     prev: Option<RaftLogId>,
     last: Option<RaftLogId>,
     bytes: usize,
+    /// Of how many requests its answer is one: of those that were held back for it, too; of none, if it brings news
+    /// that was taken from another.
+    owed: usize,
+}
+
+/// The news that something is committed, and until when it waits.
+struct Held {
+    request: Append,
+    /// Requests that said no more than that, and have to be answered.
+    count: usize,
+    until: Instant,
+}
+
+/// The last news that something is committed.
+struct Told {
+    commit: Option<RaftLogId>,
+    at: Instant,
 }
 
 /// One session of appends to a replica.
@@ -282,6 +307,12 @@ struct Pipeline<'s, S> {
     in_flight: VecDeque<InFlight>,
     /// Of all that is in flight.
     bytes: usize,
+    /// The last entry of the last request, once there was one.
+    last_sent: Option<Option<RaftLogId>>,
+    held: Option<Held>,
+    told: Told,
+    /// Answers to tell before any other.
+    ready: VecDeque<Result<Answered, Error>>,
     answer_within: Duration,
     /// When the oldest request in flight must be answered.
     answer_by: Instant,
@@ -295,8 +326,11 @@ where
     /// answered.
     async fn next(&mut self) -> Option<Result<Answered, Error>> {
         loop {
-            let ended = self.input.is_none();
+            if let Some(ready) = self.ready.pop_front() {
+                return Some(ready);
+            }
             let room = self.in_flight.len() < IN_FLIGHT_MAX && self.bytes < IN_FLIGHT_BYTES_MAX;
+            let is_open = self.input.is_some();
             let more = async {
                 match &mut self.input {
                     Some(input) if room => input.next().await,
@@ -304,29 +338,70 @@ where
                     None => None,
                 }
             };
-            let Some(oldest) = self.in_flight.front_mut() else {
-                let request = more.await?;
-                self.send(request);
-                continue;
+            let held_until = self.held.as_ref().map(|held| held.until);
+            let ended = !is_open && held_until.is_none();
+            let let_go = async {
+                match held_until {
+                    Some(until) => sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
             };
-            if ended {
-                let answer = timeout_at(self.answer_by, &mut oldest.answer).await;
-                return Some(self.answered(answer.ok()));
-            }
+            let oldest = self.in_flight.front_mut().map(|oldest| &mut oldest.answer);
+            let answer_by = self.answer_by;
+            let answer = async {
+                match oldest {
+                    Some(answer) => timeout_at(answer_by, answer).await.ok(),
+                    None if ended => None,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 biased;
-                request = more => match request {
-                    Some(request) => self.send(request),
+                request = more, if is_open => match request {
+                    Some(request) => self.take(request),
                     None => self.input = None,
                 },
-                answer = timeout_at(self.answer_by, &mut oldest.answer) => {
-                    return Some(self.answered(answer.ok()));
+                () = let_go => self.send_held(),
+                answer = answer => {
+                    if self.in_flight.is_empty() {
+                        return None;
+                    }
+                    self.answered(answer);
                 }
             }
         }
     }
 
-    fn send(&mut self, request: Append) {
+    /// Sends a request, or holds it back for the next.
+    fn take(&mut self, mut request: Append) {
+        let now = Instant::now();
+        let next_news = self.told.at + COMMIT_EVERY;
+        if self.peer.class != Class::Append || self.last_sent.is_none() {
+            return self.send(request, 1);
+        }
+        if request.entries.is_empty() && self.last_sent == Some(request.prev_log_id) {
+            let count = self.held.as_ref().map_or(0, |held| held.count) + 1;
+            self.held = Some(Held { request, count, until: next_news });
+            return;
+        }
+        let held = self.held.take().map_or(0, |held| held.count);
+        if now < next_news && request.leader_commit > self.told.commit {
+            let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
+            let (vote, leader_commit) = (request.vote, request.leader_commit);
+            let news = Append { vote, prev_log_id: last, leader_commit, entries: Vec::new() };
+            request.leader_commit = self.told.commit;
+            self.held = Some(Held { request: news, count: 0, until: next_news });
+        }
+        self.send(request, 1 + held);
+    }
+
+    fn send_held(&mut self) {
+        if let Some(Held { request, count, .. }) = self.held.take() {
+            self.send(request, count);
+        }
+    }
+
+    fn send(&mut self, request: Append, owed: usize) {
         let metrics = &self.peer.metrics;
         match self.peer.class {
             Class::Control => metrics.heartbeats_sent.inc(),
@@ -344,33 +419,130 @@ where
         }
         let answer = self.peer.carrier.send(self.peer.route, self.peer.class, message);
         self.bytes += bytes;
-        self.in_flight.push_back(InFlight { answer, prev, last, bytes });
+        self.last_sent = Some(last);
+        if request.leader_commit > self.told.commit {
+            self.told = Told { commit: request.leader_commit, at: Instant::now() };
+        }
+        self.in_flight.push_back(InFlight { answer, prev, last, bytes, owed });
     }
 
-    fn answered(&mut self, answer: Option<Result<Bytes, CarryError>>) -> Result<Answered, Error> {
+    fn answered(&mut self, answer: Option<Result<Bytes, CarryError>>) {
         let request = self.in_flight.pop_front().expect("an answer is awaited only while one is due");
         self.bytes -= request.bytes;
         self.answer_by = Instant::now() + self.answer_within;
         let answer = match answer {
             Some(Ok(answer)) => decode_append_answer(answer, request.prev, request.last).map_err(Into::into),
             Some(Err(error)) => Err(NoAnswer::from(error)),
-            None => return Err(self.peer.timeout(RPCTypes::AppendEntries, self.answer_within).into()),
+            None => {
+                let timeout = self.peer.timeout(RPCTypes::AppendEntries, self.answer_within);
+                return self.ready.push_back(Err(timeout.into()));
+            }
         };
         match &answer {
-            Ok(Ok(last)) => self.peer.acknowledged = self.peer.acknowledged.max(*last),
+            Ok(Ok(last)) => {
+                self.peer.acknowledged = self.peer.acknowledged.max(*last);
+                self.ready.extend((1..request.owed).map(|_| Ok(Ok(request.prev))));
+                if request.owed == 0 {
+                    return;
+                }
+            }
             Ok(Err(StreamAppendError::Conflict(at))) => {
                 self.peer.metrics.append_conflicts.inc();
                 self.peer.look_for_loss(*at);
             }
             Ok(Err(StreamAppendError::HigherVote(_))) | Err(_) => {}
         }
-        answer.map_err(|error| unreachable(&error).into())
+        self.ready.push_back(answer.map_err(|error| unreachable(&error).into()));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use openraft::EntryPayload;
+    use prometheus::Registry;
+    use tokio::sync::mpsc;
+    use tokio_stream::wrappers::ReceiverStream;
+
+    use super::super::message::{Request, encode_append_answer};
+    use super::super::types::{Entry, raft_log_id};
     use super::*;
+    use crate::types::{GroupId, LogId};
+
+    /// Notes what is sent, and answers that it was done.
+    #[derive(Debug, Default)]
+    struct Noting(Mutex<Vec<Append>>);
+
+    impl Carrier for Noting {
+        fn send(
+            &self,
+            route: Route,
+            _: Class,
+            message: Bytes,
+        ) -> BoxFuture<'static, Result<Bytes, CarryError>> {
+            let Ok(Request::Append(append)) = Request::decode(route.from, message) else {
+                panic!("no append")
+            };
+            let last = append.entries.last().map(|entry| entry.log_id).or(append.prev_log_id);
+            self.0.lock().unwrap().push(append);
+            Box::pin(std::future::ready(Ok(encode_append_answer(&Ok(last)))))
+        }
+    }
+
+    fn id(index: u64) -> Option<RaftLogId> {
+        (index > 0).then(|| raft_log_id(LogId { term: 1, index }))
+    }
+
+    fn append(prev: u64, entries: u64, committed: u64) -> Append {
+        let entry = |index| Entry { log_id: id(index).unwrap(), payload: EntryPayload::Blank };
+        Append {
+            vote: Vote::new_committed(1, 1),
+            prev_log_id: id(prev),
+            entries: (prev + 1..=prev + entries).map(entry).collect(),
+            leader_commit: id(committed),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_committed_is_told_with_entries_and_now_and_then() {
+        let carrier = Arc::new(Noting::default());
+        let peers = Peers {
+            key: LogKey { group: GroupId(1), replica: ReplicaId(1) },
+            carrier: carrier.clone(),
+            metrics: Metrics::register(&Registry::new()).unwrap(),
+            outgoing: Outgoing::default(),
+        };
+        let mut peer = peers.peer(2, Class::Append);
+        let (requests, input) = mpsc::channel(16);
+        let option = RPCOption::new(Duration::from_secs(1));
+        let mut answers = peer.stream_append(ReceiverStream::new(input), option).await.unwrap();
+        let sent = || -> Vec<(u64, usize, u64)> {
+            let index = |id: Option<RaftLogId>| id.map_or(0, |id| id.index);
+            let sent = carrier.0.lock().unwrap();
+            sent.iter().map(|a| (index(a.prev_log_id), a.entries.len(), index(a.leader_commit))).collect()
+        };
+        // The first one, whatever it is, then entries, then the news that they are committed, then more entries.
+        for request in [append(3, 0, 3), append(3, 2, 3), append(5, 0, 5), append(5, 1, 5)] {
+            requests.send(request).await.unwrap();
+        }
+        for last in [3, 5, 5, 6] {
+            assert_eq!(answers.next().await.unwrap().unwrap(), Ok(id(last)), "each is answered, in order");
+        }
+        assert_eq!(sent(), [(3, 0, 3), (3, 2, 3), (5, 1, 3)], "the news waits");
+        let none = timeout(COMMIT_EVERY * 2, answers.next()).await;
+        assert!(none.is_err(), "nobody asked for an answer to it");
+        assert_eq!(sent()[3..], [(6, 0, 5)], "and is told by itself");
+        // News alone is answered when it was told.
+        requests.send(append(6, 0, 6)).await.unwrap();
+        requests.send(append(6, 0, 7)).await.unwrap();
+        for _ in 0..2 {
+            assert_eq!(answers.next().await.unwrap().unwrap(), Ok(id(6)));
+        }
+        assert_eq!(sent()[4..], [(6, 0, 7)]);
+        drop(requests);
+        assert!(answers.next().await.is_none());
+    }
 
     #[test]
     fn backoff_is_short_and_spread() {

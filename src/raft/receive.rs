@@ -12,7 +12,8 @@ use super::confirm;
 use super::incoming::Part;
 use super::machine::Machine;
 use super::message::{
-    Append, Request, encode_append_answer, encode_confirm_answer, encode_snapshot_answer, encode_transfer_answer, encode_vote_answer,
+    Append, Request, encode_append_answer, encode_confirm_answer, encode_snapshot_answer,
+    encode_transfer_answer, encode_vote_answer,
 };
 use super::types::RaftLogId;
 

@@ -20,8 +20,8 @@ use super::request;
 use super::share::{Connection, NoRoom, Taken};
 use crate::error::{Error, Happened, Reason, Result, to_status};
 use crate::kv;
-use crate::metrics;
 use crate::limits::{CALL_DEADLINE_DEFAULT, CALL_DEADLINE_MAX, MESSAGE_BYTES_MAX, SCAN_MESSAGE_RECORDS};
+use crate::metrics;
 use crate::node::{Consistency, Routed, ScanQuery};
 use crate::proto::v1;
 use crate::proto::v1::kv_server::Kv;
@@ -158,10 +158,7 @@ impl<N: Backend> Kv for Service<N> {
 
     type PipelineStream = Pipeline<N>;
 
-    async fn pipeline(
-        &self,
-        request: Request<Streaming<v1::PipelineRequest>>,
-    ) -> Answer<Pipeline<N>> {
+    async fn pipeline(&self, request: Request<Streaming<v1::PipelineRequest>>) -> Answer<Pipeline<N>> {
         Ok(Response::new(Pipeline::new(self.node.clone(), self.metrics.clone(), request)))
     }
 

@@ -23,8 +23,8 @@ mod kv;
 mod listen;
 mod original;
 mod page;
-mod pipeline;
 mod peer;
+mod pipeline;
 mod request;
 mod share;
 

@@ -114,9 +114,9 @@ impl<N: Backend> Pipeline<N> {
                 }
                 .boxed(),
             ),
-            Err(error) => self.under_way.push(
-                std::future::ready(answer(id, Err((error, Happened::No)), None, counted)).boxed(),
-            ),
+            Err(error) => self
+                .under_way
+                .push(std::future::ready(answer(id, Err((error, Happened::No)), None, counted)).boxed()),
         }
         Ok(())
     }

@@ -2,7 +2,8 @@
 //! in an engine costs more than all else that is done for a call on it.
 //!
 //! What is cached is what the engine would answer. A key that is being written is not cached until the engine has
-//! it, and what is read meanwhile goes to the engine and is not kept: so nothing old can come after something new.
+//! it, and what is read meanwhile goes to the engine and is not kept: so nothing old can be seen after something new,
+//! be that seen here or in a view.
 //! No key may be written by two at once; each belongs to one group, whose entries are applied one after another.
 //! Only what is cached already is kept by a write, so that a snapshot which is taken in does not drive out what is read;
 //! a machine reads each record before it writes it.
@@ -70,7 +71,7 @@ impl<E: Engine> Cached<E> {
     }
 
     /// Whether it was cached.
-    fn begin_writing(&self, key: &Bytes) -> bool {
+    fn begin_writing(&self, key: &[u8]) -> bool {
         let mut shard = self.shard(key);
         shard.begun += 1;
         shard.under_way += 1;
@@ -81,16 +82,14 @@ impl<E: Engine> Cached<E> {
     fn end_writing(&self, key: Bytes, found: Option<Found>) {
         let mut shard = self.shard(&key);
         shard.under_way -= 1;
-        if let Some(found) = found {
-            self.keep(key, found);
-        }
-    }
-
-    fn keep(&self, key: Bytes, found: Found) {
-        if found.as_ref().is_none_or(|value| value.len() <= VALUE_BYTES_MAX) {
+        if let Some(found) = found.filter(is_small) {
             self.records.insert(key, found);
         }
     }
+}
+
+fn is_small(found: &Found) -> bool {
+    found.as_ref().is_none_or(|value| value.len() <= VALUE_BYTES_MAX)
 }
 
 impl<E: Engine> Engine for Cached<E> {
@@ -113,8 +112,8 @@ impl<E: Engine> Engine for Cached<E> {
         let found = self.engine.get(key)?;
         if let Some(begun) = begun {
             let shard = self.shard(key);
-            if shard.begun == begun {
-                self.keep(Bytes::copy_from_slice(key), found.clone());
+            if shard.begun == begun && is_small(&found) {
+                self.records.insert(Bytes::copy_from_slice(key), found.clone());
             }
         }
         Ok(found)
@@ -125,14 +124,15 @@ impl<E: Engine> Engine for Cached<E> {
     }
 
     fn apply(&self, batch: Batch) -> Result<()> {
+        let batch = batch.into_last_writes();
         let mut written = Vec::with_capacity(batch.writes.len());
         for write in &batch.writes {
-            let keep = self.begin_writing(write.key());
+            let was_cached = self.begin_writing(write.key());
             let found = match write {
-                Write::Put(key, value) => (key.clone(), keep.then(|| Some(value.clone()))),
-                Write::Delete(key) => (key.clone(), keep.then_some(None)),
+                Write::Put(_, value) => Some(value.clone()),
+                Write::Delete(_) => None,
             };
-            written.push(found);
+            written.push((write.key().clone(), was_cached.then_some(found)));
         }
         let applied = self.engine.apply(batch);
         for (key, found) in written {

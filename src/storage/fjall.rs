@@ -50,7 +50,7 @@ const KEYSPACE: &str = "records";
 const MEMTABLE_BYTES: u64 = 32 * 1024 * 1024;
 
 /// What may still be written into a memtable that is far from full: the batches of all threads that saw the room.
-const READY_BYTES: u64 = 8 * 1024 * 1024;
+const READY_BYTES: u64 = 2 * 1024 * 1024;
 
 /// Sealed memtables that may wait for the disk before writers do. fjall itself stops writers at 4,
 /// where it sleeps without looking whether its flusher is still alive; we stop them one earlier and
@@ -228,7 +228,7 @@ impl Engine for Fjall {
         let open = self.handles()?;
         self.noted(open.wait_for_room(), "waiting for a flush")?;
         let mut writes = fjall::OwnedWriteBatch::with_capacity(open.database.clone(), batch.writes.len());
-        for write in batch.into_last_writes() {
+        for write in batch.into_last_writes().writes {
             match write {
                 Write::Put(key, value) => {
                     writes.insert(&open.keyspace, encode_key(&key).as_ref(), Slice::from(value.as_ref()));

@@ -7,8 +7,8 @@
 //! `docs/decisions/0002-two-engines.md` says why there are two, and what each of them owes to the
 //! layer above; [`DataDir`] guards the directory they live in.
 
-mod data_dir;
 mod cached;
+mod data_dir;
 mod dir;
 mod fjall;
 mod fjall_journal;
@@ -28,9 +28,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use cached::Cached;
 pub use data_dir::{DataDir, FORMAT_VERSION, free_bytes, total_bytes};
 pub use suspicion::{dismiss, suspicion};
-use cached::Cached;
 use watched::{PROCESS, Watched};
 pub use watched::{UnderWay, under_way};
 
@@ -142,6 +142,8 @@ pub enum Write {
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
     pub writes: Vec<Write>,
+    /// No key is written twice.
+    distinct: bool,
 }
 
 impl Batch {
@@ -159,9 +161,9 @@ impl Batch {
 
     /// The writes that count, in no order: the last one of each key. (fjall would otherwise store
     /// two writes to one key under one sequence number.)
-    fn into_last_writes(self) -> Vec<Write> {
-        if self.writes.len() < 2 {
-            return self.writes;
+    fn into_last_writes(self) -> Batch {
+        if self.distinct || self.writes.len() < 2 {
+            return self;
         }
         let mut seen = HashSet::with_capacity(self.writes.len());
         let mut last = Vec::with_capacity(self.writes.len());
@@ -170,7 +172,7 @@ impl Batch {
                 last.push(write);
             }
         }
-        last
+        Batch { writes: last, distinct: true }
     }
 
     /// # Errors

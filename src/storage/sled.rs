@@ -210,7 +210,7 @@ impl Engine for Sled {
 
     fn apply(&self, batch: Batch) -> Result<()> {
         batch.check(Kind::Sled)?;
-        let writes = batch.into_last_writes();
+        let writes = batch.into_last_writes().writes;
         let mut unsettled = self.shared.writer();
         self.shared.check_working()?;
         let mut kept = Vec::new();

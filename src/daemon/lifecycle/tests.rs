@@ -53,7 +53,7 @@ impl Work for Fake {
     }
 
     async fn status(&self) -> String {
-        "serving 16 partitions, 16 led".to_string()
+        "serving 8 partitions, 8 led".to_string()
     }
 }
 
@@ -158,7 +158,7 @@ async fn it_is_ready_only_once_nothing_keeps_it_from_serving() {
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(!run.manager.seen().contains("READY=1"), "{}", run.manager.seen());
     run.node.problems.lock().unwrap().clear();
-    run.manager.wait_for("READY=1\nSTATUS=serving 16 partitions, 16 led\n").await;
+    run.manager.wait_for("READY=1\nSTATUS=serving 8 partitions, 8 led\n").await;
     run.manager.wait_for("WATCHDOG=1").await;
     *run.node.problems.lock().unwrap() = vec![problem("p5 has no leader")];
     run.manager.wait_for("STATUS=degraded: p5 has no leader\n").await;

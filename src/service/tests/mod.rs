@@ -2,6 +2,7 @@
 
 mod answers;
 mod calls;
+mod pipeline;
 mod port;
 
 use std::net::SocketAddr;
