@@ -178,7 +178,7 @@ pub static KEYS: [Key; 15] = [
         name: "storage.cache",
         kind: Kind::Bytes { min: CACHE_BYTES_MIN },
         default: r#""128MiB""#,
-        doc: "Memory for the engine's cache.",
+        doc: "Memory for cached records and, half of it, for the engine's cache.",
         reload: Reload::Restart,
     },
     Key {
