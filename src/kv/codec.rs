@@ -117,6 +117,9 @@ pub fn encode_command(ops: &[Op]) -> Bytes {
     out.freeze()
 }
 
+/// Kind, precondition, the length of the key.
+const OP_BYTES_MIN: usize = 6;
+
 /// About how many bytes `op` takes in a command.
 fn op_bytes(op: &Op) -> usize {
     let value = match op {
@@ -179,7 +182,7 @@ pub fn decode_command(bytes: Bytes) -> Result<Command, Malformed> {
 
 fn take_ops(input: &mut Reader) -> Result<Vec<Op>, Malformed> {
     let count = input.u32()?;
-    let mut ops = Vec::new();
+    let mut ops = Vec::with_capacity((count as usize).min(input.remaining() / OP_BYTES_MIN));
     for _ in 0..count {
         let kind = input.u8()?;
         let precondition = match input.u8()? {

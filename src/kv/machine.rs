@@ -116,7 +116,7 @@ impl Machine {
 
     fn apply_op(&mut self, index: u64, op: Op, txn: &mut Txn<'_>) -> Result<Outcome, ApplyError> {
         let key = op.key().clone();
-        let record_key = record_key(&key);
+        let record_key = txn.key([&[RECORD], &key]);
         let before = txn.get(&record_key)?.unwrap_or_default();
         let stored = if before.is_empty() { None } else { Some(decode_stored(&key, &before)?) };
         let current = match stored {
@@ -166,7 +166,7 @@ impl Machine {
         let mut left = Vec::with_capacity(ops.len());
         for op in ops {
             let key = op.key();
-            let stored = txn.get(&record_key(key))?.map(|bytes| decode_stored(key, &bytes)).transpose()?;
+            let stored = txn.get(&txn.key([&[RECORD], key]))?.map(|bytes| decode_stored(key, &bytes)).transpose()?;
             if stored.is_none_or(|stored| stored.mod_revision() < index) {
                 left.push(op);
             }
@@ -216,7 +216,7 @@ impl Machine {
             false => self.halts.unseal(index),
         }
         if self.halts != before {
-            txn.put(Bytes::from_static(HALTS), self.halts.encode());
+            txn.put(txn.key([HALTS]), self.halts.encode());
         }
         Ok(())
     }
@@ -225,7 +225,7 @@ impl Machine {
         // In a redo the records are of a later moment than the log.
         if index > self.ahead_until {
             self.marks.set(index, self.summary.hash);
-            txn.put(Bytes::from_static(MARKS), self.marks.encode());
+            txn.put(txn.key([MARKS]), self.marks.encode());
         }
         encode_mark(index, self.summary.hash)
     }
@@ -240,7 +240,7 @@ impl Machine {
                 return Ok(());
             };
             self.changed = true;
-            let record_key = record_key(&key);
+            let record_key = txn.key([&[RECORD], &key]);
             let Some(bytes) = txn.get(&record_key)? else {
                 continue;
             };
@@ -291,12 +291,12 @@ impl crate::raft::Machine for Machine {
             Command::Writes(ops) => ops,
             Command::Seal => {
                 self.seals.seal(index);
-                txn.put(Bytes::from_static(SEALS), self.seals.encode());
+                txn.put(txn.key([SEALS]), self.seals.encode());
                 return Ok(encode_written(self.written));
             }
             Command::Unseal => {
                 self.seals.unseal(index);
-                txn.put(Bytes::from_static(SEALS), self.seals.encode());
+                txn.put(txn.key([SEALS]), self.seals.encode());
                 return Ok(encode_outcomes(&[]));
             }
             Command::Mark => return Ok(self.mark(index, txn)),
@@ -320,7 +320,7 @@ impl crate::raft::Machine for Machine {
         self.drop_tombstones(txn)?;
         self.unsettled = false;
         if std::mem::take(&mut self.changed) {
-            txn.put(Bytes::from_static(TOTALS), self.summary.encode(self.tombstones.len() as u64));
+            txn.put(txn.key([TOTALS]), self.summary.encode(self.tombstones.len() as u64));
         }
         Ok(())
     }

@@ -55,7 +55,7 @@ impl crate::raft::Machine for Machine {
 
     fn finish(&mut self, txn: &mut Txn<'_>) -> Result<(), ApplyError> {
         if self.changed {
-            txn.put(Bytes::from_static(STATE), encode_state(&self.state, self.revision));
+            txn.put(txn.key([STATE]), encode_state(&self.state, self.revision));
         }
         Ok(())
     }

@@ -1,8 +1,7 @@
 //! What a group replicates commands for: a state machine over bytes.
 
-use std::collections::HashMap;
-
 use bytes::Bytes;
+use indexmap::IndexMap;
 
 use super::space::Space;
 use crate::codec::Malformed;
@@ -68,49 +67,54 @@ pub trait Machine: Send + Sync + 'static {
     fn checkpointed(&mut self, index: u64);
 }
 
+/// Writes that the store adds to each batch, at most.
+const OF_THE_STORE: usize = 2;
+
 /// The writes of one batch of commands: read over the engine's state, written together at its end.
 #[derive(Debug)]
 pub struct Txn<'a> {
     space: &'a Space,
-    writes: HashMap<Bytes, Option<Bytes>>,
-    /// Keys in the order of their first write, so that batches are the same on every replica.
-    order: Vec<Bytes>,
+    /// In the order of each key's first write, so that batches are the same on every replica.
+    writes: IndexMap<Bytes, Option<Bytes>>,
 }
+
+/// A key of a batch's space, as the engine has it: made once for all that is done with it.
+#[derive(Debug)]
+pub struct Key(Bytes);
 
 impl<'a> Txn<'a> {
     pub(crate) fn new(space: &'a Space) -> Txn<'a> {
-        Txn { space, writes: HashMap::new(), order: Vec::new() }
+        Txn { space, writes: IndexMap::new() }
+    }
+
+    /// The key that consists of `parts`.
+    pub fn key<const N: usize>(&self, parts: [&[u8]; N]) -> Key {
+        Key(self.space.key_of(parts))
     }
 
     /// The value as the commands before this one left it.
-    pub fn get(&self, key: &[u8]) -> storage::Result<Option<Bytes>> {
-        match self.writes.get(key) {
+    pub fn get(&self, key: &Key) -> storage::Result<Option<Bytes>> {
+        match self.writes.get(&key.0) {
             Some(written) => Ok(written.clone()),
-            None => self.space.get(key),
+            None => self.space.get_whole(&key.0),
         }
     }
 
-    pub fn put(&mut self, key: Bytes, value: Bytes) {
-        self.write(key, Some(value));
+    pub fn put(&mut self, key: Key, value: Bytes) {
+        self.writes.insert(key.0, Some(value));
     }
 
-    pub fn delete(&mut self, key: Bytes) {
-        self.write(key, None);
+    pub fn delete(&mut self, key: Key) {
+        self.writes.insert(key.0, None);
     }
 
-    fn write(&mut self, key: Bytes, value: Option<Bytes>) {
-        if self.writes.insert(key.clone(), value).is_none() {
-            self.order.push(key);
-        }
-    }
-
-    pub(crate) fn into_batch(mut self) -> Batch {
+    pub(crate) fn into_batch(self) -> Batch {
         let mut batch = Batch::default();
-        for key in self.order {
-            match self.writes.remove(&key) {
-                Some(Some(value)) => batch.put(self.space.key(&key), value),
-                Some(None) => batch.delete(self.space.key(&key)),
-                None => {}
+        batch.writes.reserve(self.writes.len() + OF_THE_STORE);
+        for (key, value) in self.writes {
+            match value {
+                Some(value) => batch.put(key, value),
+                None => batch.delete(key),
             }
         }
         batch

@@ -41,7 +41,17 @@ impl Space {
     }
 
     pub(crate) fn key(&self, key: &[u8]) -> Bytes {
-        full_key(*self.id, key)
+        full_key(*self.id, [key])
+    }
+
+    /// The key that consists of `parts`.
+    pub(crate) fn key_of<const N: usize>(&self, parts: [&[u8]; N]) -> Bytes {
+        full_key(*self.id, parts)
+    }
+
+    /// The value of a key that [`Space::key`] has made.
+    pub(crate) fn get_whole(&self, key: &[u8]) -> storage::Result<Option<Bytes>> {
+        self.engine.get(key)
     }
 
     pub fn get(&self, key: &[u8]) -> storage::Result<Option<Bytes>> {
@@ -80,13 +90,13 @@ impl SpaceView {
         let id = self.space.id();
         let (low, high) = range;
         let low = match low {
-            Bound::Included(key) => Bound::Included(full_key(id, &key)),
-            Bound::Excluded(key) => Bound::Excluded(full_key(id, &key)),
+            Bound::Included(key) => Bound::Included(full_key(id, [&key])),
+            Bound::Excluded(key) => Bound::Excluded(full_key(id, [&key])),
             Bound::Unbounded => whole(id).0,
         };
         let high = match high {
-            Bound::Included(key) => Bound::Included(full_key(id, &key)),
-            Bound::Excluded(key) => Bound::Excluded(full_key(id, &key)),
+            Bound::Included(key) => Bound::Included(full_key(id, [&key])),
+            Bound::Excluded(key) => Bound::Excluded(full_key(id, [&key])),
             Bound::Unbounded => whole(id).1,
         };
         self.view
@@ -98,25 +108,28 @@ impl SpaceView {
 /// The type byte and the space's number, big-endian so that spaces lie one after another.
 const PREFIX_BYTES: usize = 5;
 
-fn full_key(id: SpaceId, key: &[u8]) -> Bytes {
-    let mut full = BytesMut::with_capacity(PREFIX_BYTES + key.len());
+fn full_key<const N: usize>(id: SpaceId, parts: [&[u8]; N]) -> Bytes {
+    let bytes: usize = parts.iter().map(|part| part.len()).sum();
+    let mut full = BytesMut::with_capacity(PREFIX_BYTES + bytes);
     full.put_u8(DATA);
     full.put_u32(id.0);
-    full.put_slice(key);
+    for part in parts {
+        full.put_slice(part);
+    }
     full.freeze()
 }
 
 pub(crate) fn whole(id: SpaceId) -> KeyRange {
     let end = match id.0.checked_add(1) {
-        Some(next) => full_key(SpaceId(next), &[]),
+        Some(next) => full_key(SpaceId(next), []),
         None => Bytes::from_static(&[DATA + 1]),
     };
-    (Bound::Included(full_key(id, &[])), Bound::Excluded(end))
+    (Bound::Included(full_key(id, [])), Bound::Excluded(end))
 }
 
 /// The space of the first data key at or after `from`, if there is one.
 pub(crate) fn next_space(view: &dyn View, from: SpaceId) -> storage::Result<Option<SpaceId>> {
-    let range = (Bound::Included(full_key(from, &[])), Bound::Excluded(Bytes::from_static(&[DATA + 1])));
+    let range = (Bound::Included(full_key(from, [])), Bound::Excluded(Bytes::from_static(&[DATA + 1])));
     let Some(first) = view.scan(range, Order::Ascending).next() else {
         return Ok(None);
     };

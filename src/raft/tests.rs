@@ -56,15 +56,15 @@ impl Machine for Journal {
             std::thread::sleep(Duration::from_millis(300));
         }
         if command.starts_with(BULK) {
-            txn.put(format!("bulk {index:020}").into(), command);
+            txn.put(txn.key([format!("bulk {index:020}").as_bytes()]), command);
             return Ok(Bytes::new());
         }
         let mut record = index.to_le_bytes().to_vec();
-        if let Some(old) = txn.get(RECORD)? {
+        if let Some(old) = txn.get(&txn.key([RECORD]))? {
             record.extend_from_slice(&old[8..]);
         }
         record.extend_from_slice(&command);
-        txn.put(Bytes::from_static(RECORD), record.into());
+        txn.put(txn.key([RECORD]), record.into());
         Ok(command)
     }
 

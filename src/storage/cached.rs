@@ -124,21 +124,21 @@ impl<E: Engine> Engine for Cached<E> {
     }
 
     fn apply(&self, batch: Batch) -> Result<()> {
-        let batch = batch.into_last_writes();
-        let mut written = Vec::with_capacity(batch.writes.len());
-        for write in &batch.writes {
-            let was_cached = self.begin_writing(write.key());
-            let found = match write {
-                Write::Put(_, value) => Some(value.clone()),
-                Write::Delete(_) => None,
+        let writes = batch.into_last_writes();
+        let were_cached: Vec<bool> = writes.iter().map(|write| self.begin_writing(write.key())).collect();
+        let applied = self.engine.write(&writes);
+        for (write, was_cached) in writes.into_iter().zip(were_cached) {
+            let (key, found) = match write {
+                Write::Put(key, value) => (key, Some(value)),
+                Write::Delete(key) => (key, None),
             };
-            written.push((write.key().clone(), was_cached.then_some(found)));
-        }
-        let applied = self.engine.apply(batch);
-        for (key, found) in written {
-            self.end_writing(key, found.filter(|_| applied.is_ok()));
+            self.end_writing(key, (was_cached && applied.is_ok()).then_some(found));
         }
         applied
+    }
+
+    fn write(&self, writes: &[Write]) -> Result<()> {
+        self.apply(Batch { writes: writes.to_vec() })
     }
 
     fn view(&self) -> Result<Box<dyn View>> {

@@ -36,7 +36,7 @@ use fjall::{
 };
 
 use super::{
-    Batch, Engine, Error, KeyRange, Kind, Options, Order, Pair, Result, Sizes, View, Write, closed,
+    Engine, Error, KeyRange, Kind, Options, Order, Pair, Result, Sizes, View, Write, check_keys, closed,
     delete_by_batches, dir,
     fjall_journal::{self, Found, Mark},
     fjall_version, is_empty_range, suspicion,
@@ -223,20 +223,20 @@ impl Engine for Fjall {
         !self.syncing.load(Ordering::Acquire) && self.handles().is_ok_and(|open| has_room(&open))
     }
 
-    fn apply(&self, batch: Batch) -> Result<()> {
-        batch.check(Kind::Fjall)?;
+    fn write(&self, writes: &[Write]) -> Result<()> {
+        check_keys(writes, Kind::Fjall)?;
         let open = self.handles()?;
         self.noted(open.wait_for_room(), "waiting for a flush")?;
-        let mut writes = fjall::OwnedWriteBatch::with_capacity(open.database.clone(), batch.writes.len());
-        for write in batch.into_last_writes().writes {
+        let mut batch = fjall::OwnedWriteBatch::with_capacity(open.database.clone(), writes.len());
+        for write in writes {
             match write {
                 Write::Put(key, value) => {
-                    writes.insert(&open.keyspace, encode_key(&key).as_ref(), Slice::from(value.as_ref()));
+                    batch.insert(&open.keyspace, encode_key(key).as_ref(), Slice::from(value.as_ref()));
                 }
-                Write::Delete(key) => writes.remove(&open.keyspace, encode_key(&key).as_ref()),
+                Write::Delete(key) => batch.remove(&open.keyspace, encode_key(key).as_ref()),
             }
         }
-        self.noted(writes.commit(), "applying a batch")
+        self.noted(batch.commit(), "applying a batch")
     }
 
     fn view(&self) -> Result<Box<dyn View>> {

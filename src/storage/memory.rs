@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use bytes::Bytes;
 
 use super::{
-    Batch, Engine, KeyRange, Kind, Order, Pair, Result, Sizes, View, Write, closed, delete_by_batches,
+    Engine, KeyRange, Kind, Order, Pair, Result, Sizes, View, Write, check_keys, closed, delete_by_batches,
     is_empty_range,
 };
 
@@ -43,14 +43,14 @@ impl Engine for Memory {
         Ok(self.map()?.get(key).cloned())
     }
 
-    fn apply(&self, batch: Batch) -> Result<()> {
-        batch.check(Kind::Memory)?;
+    fn write(&self, writes: &[Write]) -> Result<()> {
+        check_keys(writes, Kind::Memory)?;
         let mut guard = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let map = Arc::make_mut(guard.as_mut().ok_or_else(|| closed(Kind::Memory))?);
-        for write in batch.writes {
+        for write in writes {
             match write {
-                Write::Put(key, value) => map.insert(key, value),
-                Write::Delete(key) => map.remove(&key),
+                Write::Put(key, value) => map.insert(key.clone(), value.clone()),
+                Write::Delete(key) => map.remove(key),
             };
         }
         Ok(())

@@ -142,8 +142,6 @@ pub enum Write {
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
     pub writes: Vec<Write>,
-    /// No key is written twice.
-    distinct: bool,
 }
 
 impl Batch {
@@ -161,29 +159,24 @@ impl Batch {
 
     /// The writes that count, in no order: the last one of each key. (fjall would otherwise store
     /// two writes to one key under one sequence number.)
-    fn into_last_writes(self) -> Batch {
-        if self.distinct || self.writes.len() < 2 {
-            return self;
-        }
+    fn into_last_writes(self) -> Vec<Write> {
         let mut seen = HashSet::with_capacity(self.writes.len());
-        let mut last = Vec::with_capacity(self.writes.len());
-        for write in self.writes.into_iter().rev() {
-            if seen.insert(write.key().clone()) {
-                last.push(write);
-            }
-        }
-        Batch { writes: last, distinct: true }
+        let counts: Vec<bool> = self.writes.iter().rev().map(|write| seen.insert(write.key())).collect();
+        let mut counts = counts.into_iter().rev();
+        let mut writes = self.writes;
+        writes.retain(|_| counts.next().unwrap_or(true));
+        writes
     }
+}
 
-    /// # Errors
-    /// [`Error::Refused`] if a key is longer than [`ENGINE_KEY_BYTES_MAX`]; nothing was applied.
-    fn check(&self, engine: Kind) -> Result<()> {
-        match self.writes.iter().map(|write| write.key().len()).max() {
-            Some(longest) if longest > ENGINE_KEY_BYTES_MAX => Err(Error::Refused(format!(
-                "{engine}: a key of {longest} bytes is over the engine's limit of {ENGINE_KEY_BYTES_MAX}"
-            ))),
-            _ => Ok(()),
-        }
+/// # Errors
+/// [`Error::Refused`] if a key is longer than [`ENGINE_KEY_BYTES_MAX`].
+fn check_keys(writes: &[Write], engine: Kind) -> Result<()> {
+    match writes.iter().map(|write| write.key().len()).max() {
+        Some(longest) if longest > ENGINE_KEY_BYTES_MAX => Err(Error::Refused(format!(
+            "{engine}: a key of {longest} bytes is over the engine's limit of {ENGINE_KEY_BYTES_MAX}"
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -221,7 +214,15 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     }
 
     /// Applies a batch atomically. Visible on return, durable after the next checkpoint.
-    fn apply(&self, batch: Batch) -> Result<()>;
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if a key is longer than [`ENGINE_KEY_BYTES_MAX`], too: nothing was applied.
+    fn apply(&self, batch: Batch) -> Result<()> {
+        self.write(&batch.into_last_writes())
+    }
+
+    /// The same with writes to different keys.
+    fn write(&self, writes: &[Write]) -> Result<()>;
 
     /// The state between two batches, unaffected by later ones until it expires. Costs the engine
     /// memory or disk for as long as it is held.

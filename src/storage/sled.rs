@@ -39,7 +39,7 @@ use sled::{Db, Error as SledError, IVec};
 
 use super::preimages::{Opened, PreImages};
 use super::{
-    Batch, Engine, Error, KeyRange, Kind, Options, Order, Pair, Result, Sizes, View, Write, closed,
+    Engine, Error, KeyRange, Kind, Options, Order, Pair, Result, Sizes, View, Write, check_keys, closed,
     delete_by_batches, dir, is_empty_range, suspicion,
 };
 
@@ -208,15 +208,14 @@ impl Engine for Sled {
         self.shared.read().get(key)
     }
 
-    fn apply(&self, batch: Batch) -> Result<()> {
-        batch.check(Kind::Sled)?;
-        let writes = batch.into_last_writes().writes;
+    fn write(&self, writes: &[Write]) -> Result<()> {
+        check_keys(writes, Kind::Sled)?;
         let mut unsettled = self.shared.writer();
         self.shared.check_working()?;
         let mut kept = Vec::new();
         {
             let state = self.shared.read();
-            for write in &writes {
+            for write in writes {
                 if state.preimages.wants(write.key()) {
                     kept.push((write.key().clone(), state.get(write.key())?));
                 }

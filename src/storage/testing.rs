@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Batch, Engine, Error, KeyRange, Kind, Order, Pair, Result, Sizes, View};
+use super::{Engine, Error, KeyRange, Kind, Order, Pair, Result, Sizes, View, Write};
 
 /// Two engines that must agree: every call goes to both, and a difference in what they answer panics.
 /// Errors are passed on without comparing, the first engine's first.
@@ -39,9 +39,9 @@ impl Engine for Mirror {
         Ok(first)
     }
 
-    fn apply(&self, batch: Batch) -> Result<()> {
-        self.first.apply(batch.clone())?;
-        self.second.apply(batch)
+    fn write(&self, writes: &[Write]) -> Result<()> {
+        self.first.write(writes)?;
+        self.second.write(writes)
     }
 
     fn view(&self) -> Result<Box<dyn View>> {
@@ -138,8 +138,8 @@ impl Engine for Damaged {
         self.inner.get(key)
     }
 
-    fn apply(&self, batch: Batch) -> Result<()> {
-        self.inner.apply(batch)
+    fn write(&self, writes: &[Write]) -> Result<()> {
+        self.inner.write(writes)
     }
 
     fn view(&self) -> Result<Box<dyn View>> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Batch, Engine, KeyRange, Kind, Result, Sizes, View};
+use super::{Batch, Engine, KeyRange, Kind, Result, Sizes, View, Write};
 
 /// A call that has not returned yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,6 +116,11 @@ impl<E: Engine> Engine for Watched<E> {
         self.engine.apply(batch)
     }
 
+    fn write(&self, writes: &[Write]) -> Result<()> {
+        let _listed = self.list("applying a batch", self.write_max);
+        self.engine.write(writes)
+    }
+
     fn view(&self) -> Result<Box<dyn View>> {
         let _listed = self.list("opening a view", self.write_max);
         self.engine.view()
@@ -173,9 +178,9 @@ mod tests {
         fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
             self.0.get(key)
         }
-        fn apply(&self, batch: Batch) -> Result<()> {
+        fn write(&self, writes: &[Write]) -> Result<()> {
             self.1.lock().unwrap().recv().unwrap();
-            self.0.apply(batch)
+            self.0.write(writes)
         }
         fn view(&self) -> Result<Box<dyn View>> {
             self.0.view()
