@@ -6,7 +6,9 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use tokio::time::{Instant, sleep};
 
 use super::cluster::*;
-use super::confirm::{Claim, is_newest};
+use super::codec::encode_vote;
+use super::confirm::{Claim, Verdict, verdict};
+use super::types::Vote;
 use super::*;
 use crate::storage::Kind;
 use crate::types::ReplicaId;
@@ -124,10 +126,28 @@ async fn a_leader_that_was_replaced_is_not_confirmed() {
     cluster.write_but(old, "after ").await;
     assert!(claim(old).is_some(), "it does not know yet");
     let new = cluster.leader_but(old).await;
-    assert!(!is_newest(&cluster.group(new).log, &of_old.vote));
+    assert_eq!(verdict(&cluster.group(new).log, &of_old.vote), Verdict::Superseded);
     cluster.group(old).read(Instant::now() + Duration::from_secs(1)).await.unwrap_err();
     cluster.net.heal();
     cluster.wait("it hears of the other", |_| claim(old).is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_whose_followers_gave_newer_votes_is_not_read() {
+    let cluster = Cluster::new(Kind::Memory, 3).await;
+    cluster.write("before ").await;
+    let leader = cluster.leader().await;
+    cluster.group(leader).read(soon()).await.unwrap();
+    let by_core = || cluster.nodes[&leader].metrics.read_rounds_by_core.get();
+    let before = by_core();
+    // Behind the backs of their cores, which go on following: nothing but the votes says that it is over.
+    for follower in (1..=3).filter(|id| *id != leader) {
+        let newer = encode_vote(&Vote::new(cluster.group(leader).status().term + 1000, follower));
+        cluster.group(follower).log.save_vote(newer, Box::new(drop)).await.unwrap();
+    }
+    let read = cluster.group(leader).read(soon()).await.map(|_| ());
+    assert_eq!(read, Err(ReadError::NotLeader { leader: None }));
+    assert_eq!(by_core(), before, "the core does not know, and must not be asked");
 }
 
 #[tokio::test(flavor = "multi_thread")]

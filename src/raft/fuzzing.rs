@@ -118,6 +118,7 @@ pub fn message_seeds() -> Vec<Vec<u8>> {
         begin.concat(),
         records.concat(),
         [vec![1, 7], vec![0; 16]].concat(),
+        [vec![1, 8], vote(5, 1)].concat(),
     ]
 }
 
@@ -129,6 +130,9 @@ pub fn answer_seeds() -> Vec<Vec<u8>> {
         [vec![1, 2], vote(5, 0), log_id(4, 8), vec![1]].concat(),
         [vec![1, 4, 3], log_id(4, 8)].concat(),
         [vec![1, 6, 2], vote(5, 1)].concat(),
+        vec![1, 8, 0],
+        vec![1, 8, 1],
+        vec![1, 8, 2],
     ]
 }
 

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 
 use super::Metrics;
 use super::carrier::Carrier;
-use super::confirm::Claim;
+use super::confirm::{Claim, Confirmer, Verdict};
 use super::group::{ProposeError, ReadError};
 use super::machine::Machine;
 use super::state_machine::StateMachine;
@@ -128,19 +128,23 @@ pub(super) async fn read_all<M: Machine>(
     carrier: Arc<dyn Carrier>,
     metrics: Metrics,
 ) {
+    let mut confirmer = Confirmer::new(log.key(), carrier);
     let mut batch = Vec::new();
     while queue.recv_many(&mut batch, READERS_MAX).await > 0 {
         metrics.readers_per_round.observe(batch.len() as f64);
         let claim = Claim::of(log.key(), &raft.metrics().borrow_watched(), &log);
-        let is_confirmed = match claim {
-            Some(claim) => claim.is_confirmed(log.key(), &carrier).await,
-            None => false,
+        let verdict = match claim {
+            Some(claim) => confirmer.confirm(&claim).await,
+            None => Verdict::Unknown,
         };
-        let result = if is_confirmed {
-            Ok(())
-        } else {
-            metrics.read_rounds_by_core.inc();
-            read_index(&raft).await
+        let result = match verdict {
+            Verdict::Confirmed => Ok(()),
+            // The core is not asked: it may take answers from before the newer vote for later ones (decision 20).
+            Verdict::Superseded => Err(ReadError::NotLeader { leader: None }),
+            Verdict::Unknown => {
+                metrics.read_rounds_by_core.inc();
+                read_index(&raft).await
+            }
         };
         for reader in batch.drain(..) {
             // A reader may have given up.

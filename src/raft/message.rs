@@ -14,6 +14,7 @@ use super::codec::{
     self, decode_payload, decode_stored_membership, encode_stored_membership, payload_bytes, put_log_id,
     put_payload, put_vote,
 };
+use super::confirm::Verdict;
 use super::types::{Entry, RaftLogId, SnapshotMeta, TypeConfig, Vote, log_id, raft_log_id};
 use crate::codec::{Malformed, Reader, Writer as _};
 use crate::storage::Pair;
@@ -369,17 +370,30 @@ pub(crate) fn decode_vote_answer(answer: Bytes) -> Result<VoteResponse<TypeConfi
     Ok(VoteResponse::new(vote, last, granted))
 }
 
-pub(crate) fn encode_confirm_answer(confirmed: bool) -> Bytes {
+const UNKNOWN: u8 = 0;
+const CONFIRMED: u8 = 1;
+const SUPERSEDED: u8 = 2;
+
+pub(crate) fn encode_confirm_answer(verdict: Verdict) -> Bytes {
     let mut out = start(CONFIRM, 1);
-    out.put_u8(u8::from(confirmed));
+    out.put_u8(match verdict {
+        Verdict::Unknown => UNKNOWN,
+        Verdict::Confirmed => CONFIRMED,
+        Verdict::Superseded => SUPERSEDED,
+    });
     out.freeze()
 }
 
-pub(crate) fn decode_confirm_answer(answer: Bytes) -> Result<bool, Malformed> {
+pub(crate) fn decode_confirm_answer(answer: Bytes) -> Result<Verdict, Malformed> {
     let mut input = answer_to(CONFIRM, answer)?;
-    let confirmed = take_flag(&mut input)?;
+    let verdict = match input.u8()? {
+        UNKNOWN => Verdict::Unknown,
+        CONFIRMED => Verdict::Confirmed,
+        SUPERSEDED => Verdict::Superseded,
+        other => return Err(input.error(format!("unknown answer {other}"))),
+    };
     input.end()?;
-    Ok(confirmed)
+    Ok(verdict)
 }
 
 pub(crate) fn encode_transfer_answer(answer: &TransferLeaderResponse<TypeConfig>) -> Bytes {
@@ -573,6 +587,15 @@ mod tests {
             Err(StreamAppendError::HigherVote(Vote::new_committed(6, 2))),
         ] {
             assert_eq!(decode_append_answer(encode_append_answer(&answer), prev, last).unwrap(), answer);
+        }
+
+        let vote = Vote::new_committed(4, FROM.0);
+        match Request::decode(FROM, encode_confirm(&vote)).unwrap() {
+            Request::Confirm(found) => assert_eq!(found, vote),
+            other => panic!("{other:?}"),
+        }
+        for verdict in [Verdict::Unknown, Verdict::Confirmed, Verdict::Superseded] {
+            assert_eq!(decode_confirm_answer(encode_confirm_answer(verdict)).unwrap(), verdict);
         }
 
         let meta = SnapshotMeta { last_log_id: some_id(4, 8), last_membership: StoredMembership::default() };

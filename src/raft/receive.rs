@@ -106,8 +106,8 @@ impl<M: Machine> Group<M> {
             }
             Request::Confirm(vote) => {
                 // What the log says was saved before anybody was told of it, and so before any newer leader.
-                let confirmed = confirm::is_newest(&self.log, &vote);
-                Ok(Box::pin(std::future::ready(Ok(encode_confirm_answer(confirmed)))))
+                let verdict = confirm::verdict(&self.log, &vote);
+                Ok(Box::pin(std::future::ready(Ok(encode_confirm_answer(verdict)))))
             }
             Request::Snapshot(request) => {
                 let (answer, answered) = oneshot::channel();
