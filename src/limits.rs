@@ -109,6 +109,7 @@ pub const PEER_FRAME_MESSAGES_MAX: usize = 1024;
 pub const PEER_FRAME_BYTES_MAX: usize =
     PEER_FRAME_BYTES + PEER_MESSAGE_BYTES_MAX + (PEER_FRAME_MESSAGES_MAX + 1) * 64;
 
-/// Calls of one pipeline that are worked on at once; a stream that has so many is not read from. More than waits in any
-/// batch of the log, and few enough that what they hold is no burden.
+/// Calls of one pipeline that are worked on, or whose answers were not taken yet; a stream that has so many is not read
+/// from, and our client gives it no more. More than waits in any batch of the log, and few enough that what they hold is
+/// no burden.
 pub const PIPELINE_CALLS_MAX: usize = 1024;

@@ -21,6 +21,7 @@ use tonic::{Code, Request};
 
 use super::kv_client;
 use crate::error::Happened;
+use crate::limits::PIPELINE_CALLS_MAX;
 use crate::proto::v1;
 use crate::proto::v1::pipeline_request::Call;
 use crate::proto::v1::pipeline_response::Outcome;
@@ -29,8 +30,9 @@ use crate::transport::{CLUSTER, GatedChannel};
 /// Calls that go alone before a pipeline is opened: a command makes fewer.
 const CALLS_ALONE: u32 = 16;
 
-/// Calls of a pipeline at once, and what they may hold; more go alone.
-const CALLS_MAX: usize = 2048;
+/// Calls of a pipeline at once, those included that were given up and have no answer yet, and what they may hold; more go
+/// alone. A node reads as many whatever becomes of them, so none waits unread, with its outcome unknown.
+const CALLS_MAX: usize = PIPELINE_CALLS_MAX;
 const BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// A larger call goes alone: those behind it would wait for it.
@@ -63,6 +65,8 @@ struct Shared(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     phase: Phase,
+    /// Which pipeline this is of; an earlier one takes nothing from the queue any more.
+    session: u64,
     /// Made before one was opened.
     calls: u32,
     last_id: u64,
@@ -120,9 +124,11 @@ impl Pipeline {
             Phase::Unusable(until) if Instant::now() < until => return None,
             Phase::None | Phase::Unusable(_) => {
                 state.phase = Phase::Opening;
+                state.session += 1;
+                let session = Session { shared: self.0.clone(), number: state.session, ended: false };
                 drop(state);
                 let (channel, cluster) = channel();
-                tokio::spawn(run(self.0.clone(), channel, cluster));
+                tokio::spawn(run(session, channel, cluster));
                 return None;
             }
             Phase::Opening => return None,
@@ -181,13 +187,8 @@ impl Asked {
     pub(super) fn give_up(&mut self) -> Happened {
         match self.take_back() {
             true => Happened::No,
-            false => {
-                let mut state = self.shared.lock();
-                if let Some(waiting) = state.waiting.remove(&self.id) {
-                    state.bytes -= waiting.bytes;
-                }
-                Happened::Unknown
-            }
+            // It stays on the list until the server has done with it.
+            false => Happened::Unknown,
         }
     }
 
@@ -228,13 +229,16 @@ impl Drop for Asked {
 
 /// What HTTP/2 takes from the queue. Nothing leaves before the server has opened its side, so that one that has no
 /// pipelines leaves no call in doubt.
-struct Requests(Arc<Shared>);
+struct Requests(Arc<Shared>, u64);
 
 impl Stream for Requests {
     type Item = v1::PipelineRequest;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<v1::PipelineRequest>> {
         let mut state = self.0.lock();
+        if state.session != self.1 {
+            return Poll::Ready(None);
+        }
         if let Some(request) = state.queue.pop_front() {
             if let Some(waiting) = state.waiting.get_mut(&request.id) {
                 waiting.sent = Happened::Unknown;
@@ -250,8 +254,9 @@ impl Stream for Requests {
 }
 
 /// Opens a pipeline and takes its answers, to its end.
-async fn run(shared: Arc<Shared>, channel: GatedChannel, cluster: Option<MetadataValue<Ascii>>) {
-    let mut request = Request::new(Requests(shared.clone()));
+async fn run(session: Session, channel: GatedChannel, cluster: Option<MetadataValue<Ascii>>) {
+    let shared = session.shared.clone();
+    let mut request = Request::new(Requests(shared.clone(), session.number));
     if let Some(cluster) = cluster {
         request.metadata_mut().insert(CLUSTER, cluster);
     }
@@ -261,9 +266,9 @@ async fn run(shared: Arc<Shared>, channel: GatedChannel, cluster: Option<Metadat
         Ok(Ok(response)) => response.into_inner(),
         Ok(Err(status)) => {
             let pause = if status.code() == Code::Unimplemented { PAUSE_UNKNOWN } else { PAUSE };
-            return end(&shared, Phase::Unusable(Instant::now() + pause), u64::MAX, status.message());
+            return session.end(pause, u64::MAX, status.message());
         }
-        Err(_) => return end(&shared, Phase::Unusable(Instant::now() + PAUSE), u64::MAX, "it did not open"),
+        Err(_) => return session.end(PAUSE, u64::MAX, "it did not open"),
     };
     shared.lock().phase = Phase::Open;
     let (read_up_to, why) = loop {
@@ -284,20 +289,49 @@ async fn run(shared: Arc<Shared>, channel: GatedChannel, cluster: Option<Metadat
             Err(status) => break (u64::MAX, status.message().to_string()),
         }
     };
-    end(&shared, Phase::Unusable(Instant::now() + PAUSE), read_up_to, &why);
+    session.end(PAUSE, read_up_to, &why);
 }
 
-/// Tells everybody who waits. What comes after `read_up_to` the server has not read.
-fn end(shared: &Shared, phase: Phase, read_up_to: u64, why: &str) {
-    let mut state = shared.lock();
-    state.phase = phase;
-    state.queue.clear();
-    state.bytes = 0;
-    let waiting = std::mem::take(&mut state.waiting);
-    drop(state);
-    for (id, Waiting { answer, sent, .. }) in waiting {
-        let sent = if id > read_up_to { Happened::No } else { sent };
-        let _ = answer.send(Err(Lost { sent, why: why.to_string() }));
+/// One pipeline from its opening on; ended when dropped, as by a runtime that stops.
+struct Session {
+    shared: Arc<Shared>,
+    number: u64,
+    ended: bool,
+}
+
+impl Session {
+    fn end(mut self, pause: Duration, read_up_to: u64, why: &str) {
+        self.tell(pause, read_up_to, why);
+    }
+
+    /// Tells everybody who waits. What comes after `read_up_to` the server has not read.
+    fn tell(&mut self, pause: Duration, read_up_to: u64, why: &str) {
+        self.ended = true;
+        let mut state = self.shared.lock();
+        state.phase = Phase::Unusable(Instant::now() + pause);
+        // Its requests end with it.
+        state.session += 1;
+        state.queue.clear();
+        state.bytes = 0;
+        let waiting = std::mem::take(&mut state.waiting);
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        for (id, Waiting { answer, sent, .. }) in waiting {
+            let sent = if id > read_up_to { Happened::No } else { sent };
+            // Who asked may have given up.
+            let _ = answer.send(Err(Lost { sent, why: why.to_string() }));
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.tell(Duration::ZERO, u64::MAX, "its task ended");
+        }
     }
 }
 

@@ -3,7 +3,9 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
@@ -12,6 +14,7 @@ use tonic::Status;
 
 use super::share::{Connection, NoRoom, Taken};
 use crate::error::{Error, Reason, to_status};
+use crate::limits::CALL_DEADLINE_DEFAULT;
 
 /// What one call holds until it has ended: its place among the calls under way, and its request's bytes.
 #[derive(Debug)]
@@ -37,14 +40,18 @@ impl Held {
     }
 
     fn add(&self, bytes: usize) -> Result<(), Status> {
-        self.bytes.more(bytes).map_err(|NoRoom { total, own, part, max }| {
-            let message = format!(
-                "requests under way hold {total} bytes, {own} of them of this connection, which may hold {part} \
-                 for now; the limit for all is {max}"
-            );
-            to_status(&Error::new(Reason::Overloaded, message))
-        })
+        add(&self.bytes, bytes)
     }
+}
+
+fn add(held: &Taken, bytes: usize) -> Result<(), Status> {
+    held.more(bytes).map_err(|NoRoom { total, own, part, max }| {
+        let message = format!(
+            "requests under way hold {total} bytes, {own} of them of this connection, which may hold {part} for now; \
+             the limit for all is {max}"
+        );
+        to_status(&Error::new(Reason::Overloaded, message))
+    })
 }
 
 /// A request's body. Fails when it has not arrived by the deadline: a client that dribbles its
@@ -52,20 +59,74 @@ impl Held {
 #[derive(Debug)]
 pub(super) struct RequestBody<B = Incoming> {
     inner: B,
-    /// What bounds it; `None`: the service does so itself, and the body has no end.
-    bound: Option<(Arc<Held>, Instant)>,
+    bound: Bound,
     /// Made when the body is first waited for; most requests are there at once.
     late: Option<Pin<Box<Sleep>>>,
 }
 
+/// What bounds a body.
+#[derive(Debug)]
+enum Bound {
+    /// It is one request.
+    Request(Arc<Held>, Instant),
+    /// It has no end, and its service bounds what is decoded.
+    Messages(Arc<Arrived>),
+    /// It has no end, and its service bounds it itself.
+    None,
+}
+
+/// How long a message of a body without an end may take to arrive.
+const MESSAGE_WITHIN: Duration = CALL_DEADLINE_DEFAULT;
+
+/// Of a body without an end, the bytes of the message that is not whole yet, up to a frame of HTTP/2 less: what came in
+/// one frame with the end of the message before it is not counted.
+#[derive(Debug)]
+pub(super) struct Arrived {
+    bytes: Taken,
+    decoded: AtomicBool,
+}
+
+impl Arrived {
+    pub fn new(of: &Connection) -> Arrived {
+        Arrived { bytes: of.requests.nothing(), decoded: AtomicBool::new(false) }
+    }
+
+    /// A message was decoded: its service counts it from here on.
+    pub fn decoded(&self) {
+        self.decoded.store(true, Ordering::Relaxed);
+    }
+}
+
 impl<B> RequestBody<B> {
     pub fn new(inner: B, held: Arc<Held>, deadline: Instant) -> RequestBody<B> {
-        RequestBody { inner, bound: Some((held, deadline)), late: None }
+        RequestBody { inner, bound: Bound::Request(held, deadline), late: None }
+    }
+
+    /// Messages without an end, whose service says when it has decoded one.
+    pub fn messages(inner: B, arrived: Arc<Arrived>) -> RequestBody<B> {
+        RequestBody { inner, bound: Bound::Messages(arrived), late: None }
     }
 
     /// A stream without an end, whose service reads it only as fast as it can do what it asks.
     pub fn endless(inner: B) -> RequestBody<B> {
-        RequestBody { inner, bound: None, late: None }
+        RequestBody { inner, bound: Bound::None, late: None }
+    }
+
+    fn count(&self, bytes: usize) -> Result<(), Status> {
+        match &self.bound {
+            Bound::Request(held, _) => held.add(bytes),
+            Bound::Messages(arrived) => add(&arrived.bytes, bytes),
+            Bound::None => Ok(()),
+        }
+    }
+
+    /// By when the next bytes have to come.
+    fn deadline(&self) -> Option<Instant> {
+        match &self.bound {
+            Bound::Request(_, deadline) => Some(*deadline),
+            Bound::Messages(arrived) => (arrived.bytes.amount() > 0).then(|| Instant::now() + MESSAGE_WITHIN),
+            Bound::None => None,
+        }
     }
 }
 
@@ -81,19 +142,24 @@ where
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if let Bound::Messages(arrived) = &self.bound
+            && arrived.decoded.swap(false, Ordering::Relaxed)
+        {
+            arrived.bytes.give_back();
+            self.late = None;
+        }
         match Pin::new(&mut self.inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 let bytes = frame.data_ref().map_or(0, Bytes::len);
-                let held = self.bound.as_ref().map_or(Ok(()), |(held, _)| held.add(bytes));
-                Poll::Ready(Some(held.map(|()| frame)))
+                Poll::Ready(Some(self.count(bytes).map(|()| frame)))
             }
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(Status::from_error(Box::new(error))))),
             Poll::Ready(None) => Poll::Ready(None),
             Poll::Pending => {
-                let Some(deadline) = self.bound.as_ref().map(|(_, deadline)| *deadline) else {
-                    return Poll::Pending;
-                };
-                let late = self.late.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+                if self.late.is_none() {
+                    self.late = self.deadline().map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
+                }
+                let Some(late) = &mut self.late else { return Poll::Pending };
                 late.as_mut().poll(cx).map(|()| {
                     let error = Error::new(
                         Reason::DeadlineExceeded,
@@ -161,6 +227,24 @@ mod tests {
         assert_eq!(connection.requests.total(), 4);
         assert_eq!(frame(&mut body).await.unwrap_err().code(), Code::DeadlineExceeded);
         drop(body);
+        assert_eq!(connection.requests.total(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_does_not_arrive_fails_and_what_was_decoded_does_not_count() {
+        let connection = connection();
+        let arrived = Arc::new(Arrived::new(&connection));
+        let mut body = RequestBody::messages(Dribble(Some(Bytes::from_static(b"whole"))), arrived.clone());
+        assert_eq!(frame(&mut body).await.unwrap(), 5);
+        arrived.decoded();
+        let idle = tokio::time::timeout(10 * MESSAGE_WITHIN, frame(&mut body)).await;
+        assert!(idle.is_err(), "between messages it may wait as long as it likes");
+        assert_eq!(connection.requests.total(), 0);
+        body.inner = Dribble(Some(Bytes::from_static(b"half")));
+        assert_eq!(frame(&mut body).await.unwrap(), 4);
+        assert_eq!(connection.requests.total(), 4);
+        assert_eq!(frame(&mut body).await.unwrap_err().code(), Code::DeadlineExceeded);
+        drop((body, arrived));
         assert_eq!(connection.requests.total(), 0);
     }
 

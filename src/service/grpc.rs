@@ -22,7 +22,7 @@ use tonic::codegen::{BoxFuture, Service as _};
 use tonic::{Code, Status};
 
 use super::answer::{self, AnswerBody, Tasks};
-use super::body::{Held, RequestBody};
+use super::body::{Arrived, Held, RequestBody};
 use super::deadline::Clock;
 use super::pipeline::Stopping;
 use super::share::{Connection, Pools};
@@ -343,7 +343,9 @@ impl Dispatch {
             return to_status(&error).into_http();
         }
         if path == PIPELINE {
-            let mut request = request.map(RequestBody::endless);
+            let arrived = Arc::new(Arrived::new(connection));
+            let mut request = request.map(|body| RequestBody::messages(body, arrived.clone()));
+            request.extensions_mut().insert(arrived);
             request.extensions_mut().insert(connection.clone());
             request.extensions_mut().insert(Stopping(self.stopping.clone()));
             return match handler(request).await {

@@ -156,9 +156,9 @@ impl<N: Backend> Kv for Service<N> {
         Ok(Response::new(ScanStream { pages: stream, ended: false, _place: place }))
     }
 
-    type PipelineStream = Pipeline<N>;
+    type PipelineStream = Pipeline;
 
-    async fn pipeline(&self, request: Request<Streaming<v1::PipelineRequest>>) -> Answer<Pipeline<N>> {
+    async fn pipeline(&self, request: Request<Streaming<v1::PipelineRequest>>) -> Answer<Pipeline> {
         Ok(Response::new(Pipeline::new(self.node.clone(), self.metrics.clone(), request)))
     }
 

@@ -1,21 +1,30 @@
 //! `Kv.Pipeline`: many calls on one stream, each answered when it is done.
 //!
-//! A stream has no task of its own: HTTP/2 polls it for answers whenever it has room for some, and that is when
-//! requests are read and worked on. So a client that does not take its answers is not read from either. Each
-//! call takes its place among all calls under way, and its bytes, as a call of its own would, and is counted as one.
+//! A stream's calls are worked on by a task of its own, whether their client takes answers or not: what a call needs
+//! from others (a passed-on answer in a connection between nodes, a permit) is not held for as long as a client likes.
+//! Answers that wait for their client are bounded in number, by which a stream is read no further, and in bytes, of
+//! which reads are refused. Each call takes its place among all calls under way, and its bytes, as a call of its own
+//! would, and is counted as one.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use futures_util::task::AtomicWaker;
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
-use tokio::sync::watch;
+use prost::Message as _;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tonic::{Code, Request, Status, Streaming};
 
 use super::Backend;
-use super::deadline::Clock;
+use super::answer::Lease;
+use super::body::Arrived;
+use super::deadline::{Clock, Limit};
 use super::listen::stopped;
 use super::share::{Connection, NoRoom, Taken};
 use super::{kv, request};
@@ -34,56 +43,163 @@ pub(super) struct Stopping(pub watch::Receiver<bool>);
 
 type Answer = v1::PipelineResponse;
 
-/// The calls of one stream.
-pub struct Pipeline<N> {
-    node: Arc<N>,
-    metrics: Arc<metrics::Grpc>,
-    connection: Arc<Connection>,
-    /// The cluster that its calls are meant for.
-    meant: Option<String>,
-    requests: Streaming<v1::PipelineRequest>,
-    phase: Phase,
-    last_id: u64,
-    under_way: FuturesUnordered<BoxFuture<'static, Answer>>,
-    stopping: BoxFuture<'static, ()>,
+/// The answers of one stream.
+#[derive(Debug)]
+pub struct Pipeline {
+    answers: mpsc::Receiver<Result<Waiting, Status>>,
+    untaken: Arc<Untaken>,
+    task: JoinHandle<()>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Reading,
-    /// The client has sent its last.
-    Read,
-    /// The server stops: nothing more is read, and the client is told so once all is answered.
-    Stopping,
-    Ended,
+/// An answer that its client has not taken yet.
+#[derive(Debug)]
+struct Waiting {
+    answer: Answer,
+    _lease: Option<Lease>,
 }
 
-impl<N: Backend> Pipeline<N> {
-    pub(super) fn new(
+/// How many they are.
+#[derive(Debug, Default)]
+struct Untaken {
+    answers: AtomicUsize,
+    /// Of who waits for there to be fewer.
+    task: AtomicWaker,
+}
+
+impl Pipeline {
+    pub(super) fn new<N: Backend>(
         node: Arc<N>,
         metrics: Arc<metrics::Grpc>,
         request: Request<Streaming<v1::PipelineRequest>>,
-    ) -> Pipeline<N> {
+    ) -> Pipeline {
         let stopping = match request.extensions().get::<Stopping>() {
             Some(Stopping(stopping)) => stopped(stopping.clone()).boxed(),
             // A request made by hand.
             None => std::future::pending().boxed(),
         };
         let meant = request.metadata().get(CLUSTER);
-        Pipeline {
+        // All that have a place, and the last message.
+        let (sender, answers) = mpsc::channel(PIPELINE_CALLS_MAX + 1);
+        let untaken = Arc::new(Untaken::default());
+        let work = Work {
             node,
             metrics,
             connection: Connection::of(&request),
             meant: meant.map(|id| String::from_utf8_lossy(id.as_bytes()).into_owned()),
+            arrived: request.extensions().get::<Arc<Arrived>>().cloned(),
             requests: request.into_inner(),
-            phase: Phase::Reading,
+            stopping,
             last_id: 0,
             under_way: FuturesUnordered::new(),
-            stopping,
+            answers: sender,
+            untaken: untaken.clone(),
+        };
+        Pipeline { answers, untaken, task: tokio::spawn(work.run()) }
+    }
+}
+
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Stream for Pipeline {
+    type Item = Result<Answer, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let next = ready!(self.answers.poll_recv(cx));
+        if next.is_some() {
+            self.untaken.answers.fetch_sub(1, Ordering::Relaxed);
+            self.untaken.task.wake();
+        }
+        Poll::Ready(next.map(|waiting| waiting.map(|waiting| waiting.answer)))
+    }
+}
+
+/// The calls of one stream.
+struct Work<N> {
+    node: Arc<N>,
+    metrics: Arc<metrics::Grpc>,
+    connection: Arc<Connection>,
+    /// The cluster that its calls are meant for.
+    meant: Option<String>,
+    /// The bytes of a request that is not whole yet.
+    arrived: Option<Arc<Arrived>>,
+    requests: Streaming<v1::PipelineRequest>,
+    stopping: BoxFuture<'static, ()>,
+    last_id: u64,
+    under_way: FuturesUnordered<BoxFuture<'static, Waiting>>,
+    answers: mpsc::Sender<Result<Waiting, Status>>,
+    untaken: Arc<Untaken>,
+}
+
+/// Why a stream is read no further.
+enum End {
+    /// The client has sent its last.
+    Read,
+    /// The server stops: the client is told so once all is answered.
+    Stopping,
+    Failed(Status),
+}
+
+impl<N: Backend> Work<N> {
+    async fn run(mut self) {
+        let end = poll_fn(|cx| self.poll_work(cx)).await;
+        while let Some(answer) = self.under_way.next().await {
+            self.answered(Ok(answer));
+        }
+        match end {
+            End::Read => {}
+            End::Stopping => {
+                let closed = Some(Outcome::Closed(true));
+                let answer = Answer { id: self.last_id, outcome: closed, leader: None };
+                self.answered(Ok(Waiting { answer, _lease: None }));
+            }
+            End::Failed(status) => self.answered(Err(status)),
         }
     }
 
+    fn answered(&self, answer: Result<Waiting, Status>) {
+        self.untaken.answers.fetch_add(1, Ordering::Relaxed);
+        // There is room for all. If nobody takes them any more, this task is about to be aborted.
+        let _ = self.answers.try_send(answer);
+    }
+
+    /// Reads and works until there is nothing more to be read.
+    fn poll_work(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        loop {
+            while let Poll::Ready(Some(answer)) = self.under_way.poll_next_unpin(cx) {
+                self.answered(Ok(answer));
+            }
+            if self.stopping.poll_unpin(cx).is_ready() {
+                return Poll::Ready(End::Stopping);
+            }
+            if !self.has_room() {
+                self.untaken.task.register(cx.waker());
+                if !self.has_room() {
+                    return Poll::Pending;
+                }
+            }
+            let begun = match ready!(self.requests.poll_next_unpin(cx)) {
+                Some(Ok(request)) => self.begin(request),
+                Some(Err(status)) => Err(status),
+                None => return Poll::Ready(End::Read),
+            };
+            if let Err(status) = begun {
+                return Poll::Ready(End::Failed(status));
+            }
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.under_way.len() + self.untaken.answers.load(Ordering::Relaxed) < PIPELINE_CALLS_MAX
+    }
+
     fn begin(&mut self, request: v1::PipelineRequest) -> Result<(), Status> {
+        if let Some(arrived) = &self.arrived {
+            arrived.decoded();
+        }
         let v1::PipelineRequest { id, timeout_ms, call } = request;
         if id <= self.last_id {
             let message = format!("request {id} comes after {}; ids have to rise", self.last_id);
@@ -97,27 +213,29 @@ impl<N: Backend> Pipeline<N> {
             None => ("", 0),
         };
         let counted = self.metrics.call(path);
-        let work = self.held(bytes).and_then(|held| {
+        let limit = Clock::asked(timeout_ms).unary();
+        let admitted = self.held(bytes).and_then(|held| {
             super::kv::meant(&*self.node, self.meant.as_deref())?;
             let call = call.ok_or_else(|| {
                 Error::new(Reason::InvalidArgument, format!("request {id} is neither put, delete nor get"))
             })?;
-            let work = work(self.node.clone(), call, Clock::asked(timeout_ms), self.connection.clone())?;
-            Ok((work, held))
+            Ok((Op::of(call, &self.connection)?, held))
         });
-        match work {
-            Ok((work, held)) => self.under_way.push(
+        self.under_way.push(match admitted {
+            Ok((op, held)) => {
+                let (node, connection) = (self.node.clone(), self.connection.clone());
                 async move {
                     let _held = held;
-                    let (outcome, leader) = work.await;
-                    answer(id, outcome, leader, counted)
+                    let Done { outcome, leader, lease } = op.carry_out(&*node, limit, &connection).await;
+                    Waiting { answer: answer(id, outcome, leader, counted), _lease: lease }
                 }
-                .boxed(),
-            ),
-            Err(error) => self
-                .under_way
-                .push(std::future::ready(answer(id, Err((error, Happened::No)), None, counted)).boxed()),
-        }
+                .boxed()
+            }
+            Err(error) => {
+                let answer = answer(id, Err((error, Happened::No)), None, counted);
+                std::future::ready(Waiting { answer, _lease: None }).boxed()
+            }
+        });
         Ok(())
     }
 
@@ -135,85 +253,66 @@ impl<N: Backend> Pipeline<N> {
         let call = self.connection.calls.take(1).map_err(refused("calls"))?;
         Ok((call, self.connection.requests.take(bytes).map_err(refused("bytes of requests"))?))
     }
+}
 
-    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Answer, Status>>> {
-        loop {
-            if let Poll::Ready(Some(answer)) = self.under_way.poll_next_unpin(cx) {
-                return Poll::Ready(Some(Ok(answer)));
+/// What a call came to.
+struct Done {
+    outcome: Result<Outcome, (Error, Happened)>,
+    leader: Option<Leader>,
+    /// Of an answer with a record.
+    lease: Option<Lease>,
+}
+
+/// What is to be done.
+enum Op {
+    Put(crate::kv::Op),
+    Delete(crate::kv::Op),
+    Get(bytes::Bytes, crate::node::Consistency),
+}
+
+impl Op {
+    fn of(call: Call, connection: &Connection) -> Result<Op> {
+        Ok(match call {
+            Call::Put(put) => Op::Put(request::put(put)?),
+            Call::Delete(delete) => Op::Delete(request::delete(delete)?),
+            Call::Get(get) => {
+                connection.answers.room(0)?;
+                Op::Get(request::key(get.key)?, request::consistency(get.consistency)?)
             }
-            if self.phase != Phase::Reading || self.under_way.len() >= PIPELINE_CALLS_MAX {
-                break;
-            }
-            if self.stopping.poll_unpin(cx).is_ready() {
-                self.phase = Phase::Stopping;
-                break;
-            }
-            match ready!(self.requests.poll_next_unpin(cx)) {
-                Some(Ok(request)) => {
-                    if let Err(status) = self.begin(request) {
-                        self.phase = Phase::Ended;
-                        return Poll::Ready(Some(Err(status)));
+        })
+    }
+
+    async fn carry_out(self, node: &impl Backend, limit: Limit, connection: &Connection) -> Done {
+        let (op, outcome): (_, fn(crate::kv::Outcome) -> Result<Outcome>) = match self {
+            Op::Put(op) => (op, |outcome| kv::put_outcome(outcome).map(Outcome::Put)),
+            Op::Delete(op) => (op, |outcome| kv::delete_outcome(outcome).map(Outcome::Delete)),
+            Op::Get(key, how) => {
+                let read = limit.read(async { Ok(node.get(key.clone(), how, limit.node).await) }).await;
+                let (result, leader) = told(read);
+                let held = result.and_then(|found| {
+                    let record = found.map(|found| kv::record(key, found));
+                    let bytes = record.as_ref().map_or(0, v1::Record::encoded_len);
+                    Ok((v1::GetResponse { record }, connection.answers.try_hold(bytes)?))
+                });
+                return match held {
+                    Ok((found, lease)) => {
+                        Done { outcome: Ok(Outcome::Get(found)), leader, lease: Some(lease) }
                     }
-                }
-                Some(Err(status)) => {
-                    self.phase = Phase::Ended;
-                    return Poll::Ready(Some(Err(status)));
-                }
-                None => self.phase = Phase::Read,
+                    Err(error) => Done { outcome: Err((error, Happened::No)), leader, lease: None },
+                };
             }
-        }
-        if !self.under_way.is_empty() {
-            return Poll::Pending;
-        }
-        let was_stopped = self.phase == Phase::Stopping;
-        self.phase = Phase::Ended;
-        let closed = Answer { id: self.last_id, outcome: Some(Outcome::Closed(true)), leader: None };
-        Poll::Ready(was_stopped.then_some(Ok(closed)))
+        };
+        let (result, leader) = told(limit.write(async { Ok(node.write(op, limit.node).await) }).await);
+        let outcome = result.and_then(outcome).map_err(|error| (error.clone(), error.happened()));
+        Done { outcome, leader, lease: None }
     }
 }
 
-type Done = (Result<Outcome, (Error, Happened)>, Option<Leader>);
-
-/// What a call comes to; an error if it is refused before anything is done.
-fn work<N: Backend>(
-    node: Arc<N>,
-    call: Call,
-    clock: Clock,
-    connection: Arc<Connection>,
-) -> Result<impl Future<Output = Done> + Send + 'static> {
-    enum Op {
-        Write(crate::kv::Op, bool),
-        Read(bytes::Bytes, crate::node::Consistency),
+fn told<T>(done: Result<Routed<T>>) -> (Result<T>, Option<Leader>) {
+    match done {
+        Ok(Routed { result, leader }) => (result, leader),
+        Err(error) => (Err(error), None),
     }
-    let op = match call {
-        Call::Put(put) => Op::Write(request::put(put)?, true),
-        Call::Delete(delete) => Op::Write(request::delete(delete)?, false),
-        Call::Get(get) => {
-            connection.answers.room(0)?;
-            Op::Read(request::key(get.key)?, request::consistency(get.consistency)?)
-        }
-    };
-    let limit = clock.unary();
-    Ok(async move {
-        match op {
-            Op::Write(op, is_put) => {
-                let Routed { result, leader } = node.write(op, limit.node).await;
-                let outcome = result.and_then(|outcome| match is_put {
-                    true => kv::put_outcome(outcome).map(Outcome::Put),
-                    false => kv::delete_outcome(outcome).map(Outcome::Delete),
-                });
-                (outcome.map_err(|error| (error.clone(), error.happened())), leader)
-            }
-            Op::Read(key, how) => {
-                let Routed { result, leader } = node.get(key.clone(), how, limit.node).await;
-                let found = |found: Option<crate::kv::Record>| v1::GetResponse {
-                    record: found.map(|found| kv::record(key, found)),
-                };
-                let outcome = result.map(|record| Outcome::Get(found(record)));
-                (outcome.map_err(|error| (error, Happened::No)), leader)
-            }
-        }
-    })
 }
 
 fn answer(
@@ -239,25 +338,4 @@ fn answer(
         cluster_id: leader.cluster_id,
     });
     Answer { id, outcome: Some(outcome), leader }
-}
-
-impl<N: Backend> Stream for Pipeline<N> {
-    type Item = Result<Answer, Status>;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = self.get_mut();
-        match this.phase {
-            Phase::Ended => Poll::Ready(None),
-            _ => this.poll_answer(cx),
-        }
-    }
-}
-
-impl<N> std::fmt::Debug for Pipeline<N> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pipeline")
-            .field("phase", &self.phase)
-            .field("under_way", &self.under_way.len())
-            .finish_non_exhaustive()
-    }
 }

@@ -119,6 +119,21 @@ impl Taken {
         self.share.0.pool.total.fetch_add(amount, Ordering::Relaxed);
     }
 
+    /// How much it is.
+    pub fn amount(&self) -> usize {
+        self.amount.load(Ordering::Relaxed)
+    }
+
+    /// Gives all back.
+    pub fn give_back(&self) {
+        self.less(self.amount.swap(0, Ordering::Relaxed));
+    }
+
+    fn less(&self, amount: usize) {
+        self.share.0.own.fetch_sub(amount, Ordering::Relaxed);
+        self.share.0.pool.total.fetch_sub(amount, Ordering::Relaxed);
+    }
+
     /// Takes more, if there is room for it: two that fit one by one and not together are not both let in, and
     /// what is refused takes nothing from anybody else.
     ///
@@ -143,9 +158,7 @@ impl Taken {
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        let amount = *self.amount.get_mut();
-        self.share.0.own.fetch_sub(amount, Ordering::Relaxed);
-        self.share.0.pool.total.fetch_sub(amount, Ordering::Relaxed);
+        self.give_back();
     }
 }
 

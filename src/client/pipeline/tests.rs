@@ -118,7 +118,7 @@ async fn one_that_is_not_answered_in_time_is_given_up() {
     let client = opened(&fake).await.with_timeout(Duration::from_millis(200));
     let error = client.put("k", "v").await.unwrap_err();
     assert_eq!(error.reason, Reason::OutcomeUnknown, "{error:?}");
-    assert_eq!(client.inner.pool.all()[0].waiting(), 0, "and forgotten");
+    assert_eq!(client.inner.pool.all()[0].waiting(), 1, "the server is not done with it");
     assert_eq!(client.get("k").await.unwrap(), None, "the others go on");
 }
 
