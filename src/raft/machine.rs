@@ -1,9 +1,12 @@
 //! What a group replicates commands for: a state machine over bytes.
 
+use std::cell::Cell;
+
 use bytes::Bytes;
 use indexmap::IndexMap;
 
 use super::space::Space;
+use super::state_machine::blocking;
 use crate::codec::Malformed;
 use crate::storage::{self, Batch};
 
@@ -76,7 +79,13 @@ pub struct Txn<'a> {
     space: &'a Space,
     /// In the order of each key's first write, so that batches are the same on every replica.
     writes: IndexMap<Bytes, Option<Bytes>>,
+    /// Reads that were not answered by what is cached.
+    misses: Cell<usize>,
 }
+
+/// Reads of one batch that may wait for the disk where they are; those after them let the other tasks of this thread go
+/// on elsewhere, which costs more than a read from memory.
+const MISSES_MAX: usize = 16;
 
 /// A key of a batch's space, as the engine has it: made once for all that is done with it.
 #[derive(Debug)]
@@ -84,7 +93,7 @@ pub struct Key(Bytes);
 
 impl<'a> Txn<'a> {
     pub(crate) fn new(space: &'a Space) -> Txn<'a> {
-        Txn { space, writes: IndexMap::new() }
+        Txn { space, writes: IndexMap::new(), misses: Cell::new(0) }
     }
 
     /// The key that consists of `parts`.
@@ -96,8 +105,17 @@ impl<'a> Txn<'a> {
     pub fn get(&self, key: &Key) -> storage::Result<Option<Bytes>> {
         match self.writes.get(&key.0) {
             Some(written) => Ok(written.clone()),
-            None => self.space.get_whole(&key.0),
+            None => self.read(&key.0),
         }
+    }
+
+    fn read(&self, key: &[u8]) -> storage::Result<Option<Bytes>> {
+        let engine = self.space.engine();
+        if let Some(found) = engine.cached(key) {
+            return Ok(found);
+        }
+        self.misses.set(self.misses.get() + 1);
+        if self.misses.get() <= MISSES_MAX { engine.get(key) } else { blocking(|| engine.get(key)) }
     }
 
     pub fn put(&mut self, key: Key, value: Bytes) {

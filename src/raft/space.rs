@@ -49,9 +49,9 @@ impl Space {
         full_key(*self.id, parts)
     }
 
-    /// The value of a key that [`Space::key`] has made.
-    pub(crate) fn get_whole(&self, key: &[u8]) -> storage::Result<Option<Bytes>> {
-        self.engine.get(key)
+    /// The engine, to be asked for keys that [`Space::key_of`] has made.
+    pub(crate) fn engine(&self) -> &dyn Engine {
+        &*self.engine
     }
 
     pub fn get(&self, key: &[u8]) -> storage::Result<Option<Bytes>> {

@@ -34,8 +34,8 @@ const BATCH_ENTRIES_MAX: usize = 1024;
 /// About the most bytes in one engine batch.
 const BATCH_BYTES_MAX: usize = 512 * 1024;
 
-/// Commands that take no more than this are applied where they are, if the engine is ready: giving the thread's other
-/// tasks away costs as much as applying a few dozen of them.
+/// Commands that take no more than this are applied where they are, if the engine is ready and most of what they read is
+/// cached: giving the thread's other tasks away costs as much as applying a few dozen of them.
 const INLINE_BYTES_MAX: usize = 8 * 1024;
 
 /// How much of an installed snapshot is written at once.
@@ -334,7 +334,7 @@ fn payload_bytes(entry: &Entry) -> usize {
 }
 
 /// Runs what may block on the disk so that other tasks of this thread go on elsewhere.
-fn blocking<T>(work: impl FnOnce() -> T) -> T {
+pub(super) fn blocking<T>(work: impl FnOnce() -> T) -> T {
     use tokio::runtime::{Handle, RuntimeFlavor};
     match Handle::try_current().map(|handle| handle.runtime_flavor()) {
         Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),

@@ -17,18 +17,18 @@ struct State {
     now: Arc<Map>,
     checkpoint: Arc<Map>,
     /// Since the checkpoint.
-    batches: Vec<Batch>,
+    batches: Vec<Vec<Write>>,
 }
 
-/// One node's engine, from one start of the node to its crash.
-#[derive(Debug)]
+/// One node's engine, from one start of the node to its crash. Clones are the same one.
+#[derive(Debug, Clone)]
 pub(super) struct SimEngine {
     recovers_prefix: bool,
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
 }
 
-fn apply(map: &mut Map, batch: &Batch) {
-    for write in &batch.writes {
+fn apply(map: &mut Map, writes: &[Write]) {
+    for write in writes {
         match write {
             Write::Put(key, value) => drop(map.insert(key.clone(), value.clone())),
             Write::Delete(key) => drop(map.remove(key)),
@@ -37,12 +37,12 @@ fn apply(map: &mut Map, batch: &Batch) {
 }
 
 impl SimEngine {
-    pub(super) fn new(recovers_prefix: bool) -> Arc<SimEngine> {
-        Arc::new(SimEngine { recovers_prefix, state: Mutex::default() })
+    pub(super) fn new(recovers_prefix: bool) -> SimEngine {
+        SimEngine { recovers_prefix, state: Arc::default() }
     }
 
     /// What a crash leaves.
-    pub(super) fn crash(&self, dice: &Dice) -> Arc<SimEngine> {
+    pub(super) fn crash(&self, dice: &Dice) -> SimEngine {
         let state = self.state.lock().unwrap();
         let mut left = Map::clone(&state.checkpoint);
         let prefix = dice.below(state.batches.len() as u64 + 1) as usize;
@@ -55,7 +55,7 @@ impl SimEngine {
         }
         let now = Arc::new(left);
         let state = State { checkpoint: now.clone(), now, batches: Vec::new() };
-        Arc::new(SimEngine { recovers_prefix: self.recovers_prefix, state: Mutex::new(state) })
+        SimEngine { recovers_prefix: self.recovers_prefix, state: Arc::new(Mutex::new(state)) }
     }
 
     fn map(&self) -> Arc<Map> {
@@ -76,10 +76,10 @@ impl Engine for SimEngine {
         Ok(self.state.lock().unwrap().now.get(key).cloned())
     }
 
-    fn apply(&self, batch: Batch) -> Result<()> {
+    fn write(&self, writes: &[Write]) -> Result<()> {
         let mut state = self.state.lock().unwrap();
-        apply(Arc::make_mut(&mut state.now), &batch);
-        state.batches.push(batch);
+        apply(Arc::make_mut(&mut state.now), writes);
+        state.batches.push(writes.to_vec());
         Ok(())
     }
 

@@ -19,7 +19,7 @@ use super::{follow, reconcile, sim};
 use crate::raft::{self, Class, Group, Machine, Route, Store};
 use crate::runtime::Planted;
 use crate::types::{GroupId, LogKey, NodeId};
-use crate::{kv, meta, wal};
+use crate::{kv, meta, storage, wal};
 
 pub(super) type Data = Group<Watched<kv::Machine>>;
 
@@ -34,7 +34,7 @@ pub(super) struct Meta {
 #[derive(Debug)]
 struct Stopped {
     image: Image,
-    engine: Arc<SimEngine>,
+    engine: SimEngine,
 }
 
 /// What the tasks of a process share.
@@ -52,7 +52,7 @@ pub(super) struct Process {
 pub(super) struct Running {
     pub(super) process: Process,
     disk: Disk,
-    engine: Arc<SimEngine>,
+    engine: SimEngine,
     pub(super) meta: Option<Meta>,
     pub(super) groups: BTreeMap<GroupId, Data>,
 }
@@ -106,7 +106,9 @@ impl Node {
         let metrics = wal::Metrics::register(&registry).unwrap();
         let opened = wal::Wal::open_pumped(Arc::new(disk.clone()), options, metrics, synced(self.id, &disk));
         let wal = opened.unwrap_or_else(|error| panic!("{} can't recover its log: {error}", self.id));
-        let store = Store::open_on(Arc::new(disk.clone()), engine.clone(), Path::new("/node"), false);
+        // Small enough that records are driven out.
+        let cached = storage::testing::cached(engine.clone(), 4 * 1024);
+        let store = Store::open_on(Arc::new(disk.clone()), cached, Path::new("/node"), false);
         let store = store.unwrap_or_else(|error| panic!("{} can't recover its store: {error}", self.id));
         let metrics = raft::Metrics::register(&registry).unwrap();
         let following = Arc::default();

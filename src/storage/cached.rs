@@ -101,6 +101,10 @@ impl<E: Engine> Engine for Cached<E> {
         self.engine.recovers_prefix()
     }
 
+    fn cached(&self, key: &[u8]) -> Option<Option<Bytes>> {
+        self.records.get(key)
+    }
+
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
         if let Some(found) = self.records.get(key) {
             return Ok(found);
@@ -128,11 +132,12 @@ impl<E: Engine> Engine for Cached<E> {
         let were_cached: Vec<bool> = writes.iter().map(|write| self.begin_writing(write.key())).collect();
         let applied = self.engine.write(&writes);
         for (write, was_cached) in writes.into_iter().zip(were_cached) {
-            let (key, found) = match write {
+            let (key, value) = match write {
                 Write::Put(key, value) => (key, Some(value)),
+                // A range that is deleted would drive out what is read.
                 Write::Delete(key) => (key, None),
             };
-            self.end_writing(key, (was_cached && applied.is_ok()).then_some(found));
+            self.end_writing(key, value.filter(|_| was_cached && applied.is_ok()).map(Some));
         }
         applied
     }

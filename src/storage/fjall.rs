@@ -25,7 +25,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -71,8 +71,8 @@ const WAIT_STEP: Duration = Duration::from_millis(5);
 pub(super) struct Fjall {
     dir: PathBuf,
     mark: Mark,
-    /// A checkpoint holds the journal.
-    syncing: AtomicBool,
+    /// Checkpoints that hold the journal, or wait for it.
+    syncing: AtomicUsize,
     /// `None` once closed.
     open: Arc<RwLock<Option<Open>>>,
 }
@@ -134,7 +134,7 @@ impl Fjall {
         Ok(Fjall {
             dir: dir.to_path_buf(),
             mark,
-            syncing: AtomicBool::new(false),
+            syncing: AtomicUsize::new(0),
             open: Arc::new(RwLock::new(Some(Open { database, keyspace }))),
         })
     }
@@ -220,7 +220,7 @@ impl Engine for Fjall {
             open.database.write_buffer_size() + READY_BYTES <= MEMTABLE_BYTES
                 && open.keyspace.l0_table_count() < LEVEL0_TABLES_MAX
         };
-        !self.syncing.load(Ordering::Acquire) && self.handles().is_ok_and(|open| has_room(&open))
+        self.syncing.load(Ordering::Acquire) == 0 && self.handles().is_ok_and(|open| has_room(&open))
     }
 
     fn write(&self, writes: &[Write]) -> Result<()> {
@@ -251,9 +251,9 @@ impl Engine for Fjall {
     fn checkpoint(&self) -> Result<()> {
         let open = self.handles()?;
         let visible = open.database.visible_seqno();
-        self.syncing.store(true, Ordering::Release);
+        self.syncing.fetch_add(1, Ordering::AcqRel);
         let synced = open.database.persist(PersistMode::SyncAll);
-        self.syncing.store(false, Ordering::Release);
+        self.syncing.fetch_sub(1, Ordering::AcqRel);
         self.noted(synced, "syncing the journal")?;
         self.mark.write(visible).map_err(|error| io_error("noting what is durable", error))
     }

@@ -208,7 +208,12 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     /// The key's value after some batch that was applied before the call, or while it runs.
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>>;
 
-    /// Whether a batch that is applied now surely does not wait for the disk.
+    /// What [`Engine::get`] would answer, if that is known without looking into the engine, and so without the disk.
+    fn cached(&self, _key: &[u8]) -> Option<Option<Bytes>> {
+        None
+    }
+
+    /// Whether a batch that is applied now does not wait for the disk, as far as that can be known.
     fn is_ready(&self) -> bool {
         false
     }

@@ -556,6 +556,7 @@ fn convert(error: SledError, doing: impl FnOnce() -> String) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::Batch;
 
     #[test]
     fn after_a_failure_nothing_is_written_and_the_first_error_is_told() {

@@ -7,6 +7,11 @@ use bytes::Bytes;
 
 use super::{Engine, Error, KeyRange, Kind, Order, Pair, Result, Sizes, View, Write};
 
+/// An engine behind a cache of records.
+pub fn cached(engine: impl Engine, cache_bytes: u64) -> Arc<dyn Engine> {
+    Arc::new(super::cached::Cached::new(engine, cache_bytes))
+}
+
 /// Two engines that must agree: every call goes to both, and a difference in what they answer panics.
 /// Errors are passed on without comparing, the first engine's first.
 ///

@@ -107,6 +107,10 @@ impl<E: Engine> Engine for Watched<E> {
         self.engine.get(key)
     }
 
+    fn cached(&self, key: &[u8]) -> Option<Option<Bytes>> {
+        self.engine.cached(key)
+    }
+
     fn is_ready(&self) -> bool {
         self.engine.is_ready()
     }

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::storage::Batch;
 
 const PAGE: usize = 4096;
 const OPTIONS: Options = Options { cache_bytes: 1 << 20 };
