@@ -1,6 +1,6 @@
 //! Records, commands and answers as bytes. Drawn in `docs/formats/engine.md`.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf as _, BufMut, Bytes, BytesMut};
 
 use super::{Answer, Command, Mark, Op, Outcome, Precondition, Record, Verdict};
 use crate::codec::{Malformed, Reader, Writer as _};
@@ -50,15 +50,14 @@ pub(super) fn encode_stored(key: &[u8], stored: &Stored) -> Bytes {
 }
 
 pub(super) fn decode_stored(key: &[u8], bytes: &Bytes) -> Result<Stored, Malformed> {
-    let mut input = Reader::new("record", bytes.clone());
-    let kind = input.u8()?;
-    let version = input.u64()?;
-    let create_revision = input.u64()?;
-    let mod_revision = input.u64()?;
-    let expiry = input.u64()?;
-    let sum = input.u32()?;
-    let value = input.rest();
-    let header = &bytes[..RECORD_HEADER_BYTES - 4];
+    let short = || Malformed::new("record", format!("{} bytes are less than its header", bytes.len()));
+    let (header, value) = bytes.split_at_checked(RECORD_HEADER_BYTES).ok_or_else(short)?;
+    let (header, mut sum) = header.split_at(RECORD_HEADER_BYTES - 4);
+    let (mut fields, sum) = (header, sum.get_u32_le());
+    let kind = fields.get_u8();
+    let (version, create_revision) = (fields.get_u64_le(), fields.get_u64_le());
+    let (mod_revision, expiry) = (fields.get_u64_le(), fields.get_u64_le());
+    let value = bytes.slice_ref(value);
     let bad = |problem: String| Malformed::new("record", format!("{problem} (key {})", key.escape_ascii()));
     if sum != checksum(key, header, &value) {
         return Err(bad("its checksum does not match".into()));

@@ -166,7 +166,8 @@ impl Machine {
         let mut left = Vec::with_capacity(ops.len());
         for op in ops {
             let key = op.key();
-            let stored = txn.get(&txn.key([&[RECORD], key]))?.map(|bytes| decode_stored(key, &bytes)).transpose()?;
+            let stored =
+                txn.get(&txn.key([&[RECORD], key]))?.map(|bytes| decode_stored(key, &bytes)).transpose()?;
             if stored.is_none_or(|stored| stored.mod_revision() < index) {
                 left.push(op);
             }
