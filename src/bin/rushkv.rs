@@ -1,8 +1,8 @@
 //! The daemon.
 
-/// The system's own takes a quarter of what a batch of writes costs, and less of it back.
+/// The system's takes a fifth of what a batch of writes costs; see docs/decisions/0023-allocator.md.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> std::process::ExitCode {
     rushkv::daemon::run()
