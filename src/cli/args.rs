@@ -18,6 +18,7 @@ const EXAMPLES: &str = r#"Examples:
   rushkv-cli export --prefix user: users.jsonl
   rushkv-cli import users.jsonl --resume
   rushkv-cli -server=localhost:8080 -batch -commands="put k 1; get k; exists other"
+  rushkv-cli -batch --at-once 256 < commands.txt
   rushkv-cli                       (a prompt; help tells its commands)
 
 Flags may be written with one dash, as Go programs take them.
@@ -41,6 +42,12 @@ pub struct Args {
     /// Commands for --batch, separated by `;`
     #[arg(long, value_name = "LINE", allow_hyphen_values = true)]
     pub commands: Option<String>,
+
+    /// Run up to N commands of a batch at once; puts, gets and deletes among them in no order
+    ///
+    /// What they print stands in their order all the same. Any other command waits for those before it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub at_once: Option<u16>,
 
     #[command(subcommand)]
     pub command: Option<Command>,

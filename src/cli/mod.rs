@@ -5,6 +5,7 @@
 //! errors.
 
 mod args;
+mod at_once;
 mod bench;
 mod data;
 mod export;
@@ -59,8 +60,12 @@ pub fn run(args: Vec<OsString>, mut printer: Printer) -> u8 {
         Err(fault) => return fail(&mut printer, &fault),
     };
     let mut session = Session { client, printer, is_alone: false };
+    let at_once = args.at_once.map(usize::from);
     let ended = tool::block_on(async {
         match (args.command, args.batch, args.commands) {
+            (Some(_), _, _) if at_once.is_some() => {
+                Err(Fault::Usage("--at-once is for a batch, not for one command".into()))
+            }
             (Some(_), true, _) | (Some(_), _, Some(_)) => {
                 Err(Fault::Usage("a batch has no subcommand; write its commands in -commands".into()))
             }
@@ -69,10 +74,17 @@ pub fn run(args: Vec<OsString>, mut printer: Printer) -> u8 {
                 session.run(command).await
             }
             // The original needs -batch with -commands; that it is meant is clear without.
-            (None, _, Some(commands)) => session.batch(&commands).await,
-            (None, true, None) => session.stdin(true).await,
-            (None, false, None) if std::io::stdin().is_terminal() => repl::run(&mut session).await,
-            (None, false, None) => session.stdin(false).await,
+            (None, _, Some(commands)) => match at_once {
+                Some(count) => at_once::run(&mut session, at_once::given(&commands)?, count).await,
+                None => session.batch(&commands).await,
+            },
+            (None, false, None) if std::io::stdin().is_terminal() && at_once.is_none() => {
+                repl::run(&mut session).await
+            }
+            (None, is_batch, None) => match at_once {
+                Some(count) => at_once::run(&mut session, at_once::stdin(is_batch), count).await,
+                None => session.stdin(is_batch).await,
+            },
         }
     });
     let flushed = session.printer.flush();

@@ -177,6 +177,33 @@ async fn a_wrong_command_line_is_told() {
 }
 
 #[tokio::test]
+async fn a_batch_at_once_prints_in_its_order() {
+    let fake = Fake::start().await;
+    let puts: Vec<String> = (0..200).map(|n| format!("put k{n} v{n}")).collect();
+    let ran = cli(&fake, &["--at-once=64", "-commands", &puts.join(";")]).await;
+    assert_eq!((ran.text(), ran.exit), ("OK\n".repeat(200), 0), "{ran:?}");
+    let line = "get k1; get none; bogus; scan k19 --keys-only; get k2; exists k3; exit; put k1 x";
+    let ran = cli(&fake, &["-batch", "--at-once", "8", "-commands", line]).await;
+    let scanned: String =
+        std::iter::once("k19\n".into()).chain((190..200).map(|n| format!("k{n}\n"))).collect();
+    assert_eq!((ran.text(), ran.exit), (format!("v1\n{scanned}v2\nyes\n"), 3), "{ran:?}");
+    let said: Vec<&str> = ran.err.lines().filter(|line| line.starts_with("error")).collect();
+    assert!(said[0].contains("none") && said[1].contains("bogus") && said.len() == 2, "{ran:?}");
+    assert_eq!(cli(&fake, &["get", "k1"]).await.text(), "v1", "what comes after exit does not run");
+    assert_eq!(cli(&fake, &["--at-once=2", "get", "k1"]).await.exit, 2);
+}
+
+#[tokio::test]
+async fn at_once_means_so() {
+    // Each is answered only when all have come.
+    let all = Arc::new(tokio::sync::Barrier::new(32));
+    let fake = Fake::with(Box::new(move |_, _| Act::Meet(all.clone()))).await;
+    let gets: Vec<String> = (0..32).map(|n| format!("exists k{n}")).collect();
+    let ran = cli(&fake, &["--timeout=5s", "--at-once=32", "-commands", &gets.join(";")]).await;
+    assert_eq!((ran.text(), ran.exit), ("no\n".repeat(32), 3), "{ran:?}");
+}
+
+#[tokio::test]
 async fn the_originals_batch_mode() {
     let fake = Fake::start().await;
     let put = r#"-commands=put user:1 {"name":"Alice","age":30}"#;

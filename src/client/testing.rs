@@ -42,6 +42,8 @@ pub(crate) enum Act {
     /// The work is done, and the answer says that the node at this address leads.
     Tell(String),
     Hang,
+    /// The work is done once as many calls have come as the barrier wants.
+    Meet(Arc<tokio::sync::Barrier>),
     /// In a pipeline: it breaks.
     Break,
 }
@@ -271,6 +273,10 @@ impl State {
             }
             Act::Break => Err(Status::aborted(BREAK)),
             Act::Hang => std::future::pending().await,
+            Act::Meet(all) => {
+                all.wait().await;
+                Ok(Response::new(work(self)?))
+            }
         }
     }
 

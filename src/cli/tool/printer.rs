@@ -57,6 +57,18 @@ impl Printer {
         Printer { out, err, format: None, out_is_terminal: false, err_is_terminal: false, color: false }
     }
 
+    /// One of the same kind that prints elsewhere.
+    pub fn aside(&self, out: Box<dyn Write + Send>, err: Box<dyn Write + Send>) -> Printer {
+        Printer {
+            out,
+            err,
+            format: self.format,
+            out_is_terminal: self.out_is_terminal,
+            err_is_terminal: self.err_is_terminal,
+            color: self.color,
+        }
+    }
+
     pub fn set_format(&mut self, format: Option<Format>) {
         self.format = format;
     }
@@ -111,6 +123,11 @@ impl Printer {
     pub fn say(&mut self, text: &str) {
         // If stderr is gone, there is nobody to tell.
         let _ = writeln!(self.err, "{text}");
+    }
+
+    /// What another printer has said.
+    pub fn said(&mut self, bytes: &[u8]) {
+        let _ = self.err.write_all(bytes);
     }
 
     /// Writes over the current line of stderr, for what goes on; only if somebody watches.
