@@ -95,17 +95,17 @@ struct Bound {
 const BOUNDS: [Bound; 2] = [
     Bound {
         engine: Kind::Fjall,
-        put_allocations: 131.0,
-        put_allocated_bytes: 37_600.0,
-        get_allocations: 53.0,
-        get_allocated_bytes: 23_200.0,
+        put_allocations: 95.0,
+        put_allocated_bytes: 24_300.0,
+        get_allocations: 12.5,
+        get_allocated_bytes: 10_500.0,
     },
     Bound {
         engine: Kind::Sled,
-        put_allocations: 160.0,
-        put_allocated_bytes: 49_600.0,
-        get_allocations: 53.0,
-        get_allocated_bytes: 23_200.0,
+        put_allocations: 123.0,
+        put_allocated_bytes: 36_500.0,
+        get_allocations: 12.5,
+        get_allocated_bytes: 10_500.0,
     },
 ];
 

@@ -36,6 +36,7 @@ const CLOSED_WITHIN: Duration = Duration::from_secs(5);
 
 const PUT: &str = "/rushkv.v1.Kv/Put";
 const SCAN: &str = "/rushkv.v1.Kv/Scan";
+const PIPELINE: &str = "/rushkv.v1.Kv/Pipeline";
 
 /// Runs `attack` on `count` threads until the time is over; each gets its number.
 fn for_a_while(count: u64, attack: impl Fn(u64) + Sync) {

@@ -9,7 +9,7 @@ use rushkv::proto::v1::kv_client::KvClient;
 
 use crate::http2::*;
 use crate::siege::Siege;
-use crate::{ATTACK, PUT, SCAN};
+use crate::{ATTACK, PIPELINE, PUT, SCAN};
 
 const MIB: usize = 1024 * 1024;
 
@@ -42,6 +42,16 @@ async fn streams_without_number() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_never_end() {
+    endless_requests("endless requests", PUT).await;
+}
+
+/// A pipeline has no deadline of its own; each of its requests has.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_of_pipelines_that_never_end() {
+    endless_requests("endless requests of pipelines", PIPELINE).await;
+}
+
+async fn endless_requests(name: &str, path: &'static str) {
     const WIRES: usize = 100;
     let mut siege = Siege::start().await;
     let port = siege.port();
@@ -51,7 +61,8 @@ async fn requests_that_never_end() {
         let part = vec![0; 16 * 1024];
         for stream in (0..16).map(|at| 2 * at + 1) {
             for wire in &mut wires {
-                let _ = wire.send(&[open(stream, PUT), frame(DATA, 0, stream, b"\0\0\x3f\xff\xff")].concat());
+                let _ =
+                    wire.send(&[open(stream, path), frame(DATA, 0, stream, b"\0\0\x3f\xff\xff")].concat());
                 for _ in 0..64 {
                     if wire.send(&frame(DATA, 0, stream, &part)).is_err() {
                         break;
@@ -63,12 +74,28 @@ async fn requests_that_never_end() {
     };
     // What is counted, twice, for the buffers that grow; and what no request has taken from its connection yet.
     let windows = WIRES * CONNECTION_WINDOW as usize;
-    siege.withstands("endless requests", mib(2 * REQUEST_BYTES_MAX + windows) + 64, attack).await;
+    siege.withstands(name, mib(2 * REQUEST_BYTES_MAX + windows) + 64, attack).await;
     siege.stop();
 }
 
+/// 640 scans of 32 MiB.
+fn scans(wire: &mut Wire) {
+    for at in 0..32 {
+        let _ = wire.send(&request(2 * at + 1, SCAN, b"\x0a\x05large"));
+    }
+}
+
+/// 20,480 gets of half a MiB.
+fn gets(wire: &mut Wire) {
+    for stream in (0..16).map(|at| 2 * at + 1) {
+        let get = |id: u8| message(&[b"\x08", &[id][..], b"\x2a\x09\x0a\x07large-1"].concat());
+        let gets: Vec<u8> = (1..=64).flat_map(get).collect();
+        let _ = wire.send(&[open(stream, PIPELINE), frame(DATA, 0, stream, &gets)].concat());
+    }
+}
+
 /// Clients that ask for everything there is, many times, and read nothing.
-async fn unread_answers(name: &str, window: u32) {
+async fn unread_answers(name: &str, window: u32, ask: fn(&mut Wire)) {
     let mut siege = Siege::start().await;
     let port = siege.port();
     let mut kv = KvClient::new(siege.daemon.channel());
@@ -79,13 +106,10 @@ async fn unread_answers(name: &str, window: u32) {
     let attack = move || {
         let end = Instant::now() + 2 * ATTACK;
         let mut wires = Vec::new();
-        // 640 scans of 32 MiB.
         while wires.len() < 20 && Instant::now() < end {
             let mut wire = Wire::open_with(port, &[(WINDOW, window)]);
             let _ = wire.send(&window_update(0, OPEN_WIDE - 65_535));
-            for at in 0..32 {
-                let _ = wire.send(&request(2 * at + 1, SCAN, b"\x0a\x05large"));
-            }
+            ask(&mut wire);
             wires.push(wire);
         }
         std::thread::sleep(end.saturating_duration_since(Instant::now()));
@@ -96,12 +120,22 @@ async fn unread_answers(name: &str, window: u32) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_nobody_reads() {
-    unread_answers("unread answers", OPEN_WIDE).await;
+    unread_answers("unread answers", OPEN_WIDE, scans).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_behind_a_closed_window() {
-    unread_answers("closed window", 0).await;
+    unread_answers("closed window", 0, scans).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_of_pipelines_that_nobody_reads() {
+    unread_answers("unread answers of pipelines", OPEN_WIDE, gets).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_of_pipelines_behind_a_closed_window() {
+    unread_answers("pipelines behind a closed window", 0, gets).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
