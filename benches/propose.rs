@@ -38,7 +38,7 @@ async fn open(dir: &tempfile::TempDir, engine: Kind) -> Arc<Node> {
         weight: 1,
         engine,
         engine_options: storage::Options::default(),
-        formation: Formation { cluster_name: "bench".into(), replicas: 3, partitions: 16 },
+        formation: Formation { cluster_name: "bench".into(), replicas: 3, partitions: 8 },
         disk_reserve_bytes: 0,
     };
     let node = Node::open(options, &prometheus::Registry::new()).await.expect("the node opens");
