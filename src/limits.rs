@@ -113,3 +113,10 @@ pub const PEER_FRAME_BYTES_MAX: usize =
 /// from, and our client gives it no more. More than waits in any batch of the log, and few enough that what they hold is
 /// no burden.
 pub const PIPELINE_CALLS_MAX: usize = 1024;
+
+/// Pipelines of one connection. Our client library has one.
+pub const PIPELINES_PER_CONNECTION_MAX: usize = 4;
+
+/// After a larger message a pipeline ends, once all that it has read is answered: gRPC's buffers keep the size of the
+/// largest message that went through them.
+pub const PIPELINE_MESSAGE_BYTES_MAX: usize = 128 * 1024;

@@ -102,6 +102,19 @@ impl Shared {
         // Nothing under it panics half way.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Takes one off the list. The stream of one that is closed ends with the last of them.
+    fn remove(&self, id: u64) -> Option<Waiting> {
+        let mut state = self.lock();
+        let waiting = state.waiting.remove(&id)?;
+        state.bytes -= waiting.bytes;
+        let waker = if state.closed && state.waiting.is_empty() { state.waker.take() } else { None };
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Some(waiting)
+    }
 }
 
 impl Pipeline {
@@ -198,13 +211,12 @@ impl Asked {
         if state.waiting.get(&self.id).is_none_or(|waiting| waiting.sent != Happened::No) {
             return false;
         }
-        let waiting = state.waiting.remove(&self.id);
-        state.bytes -= waiting.map_or(0, |waiting| waiting.bytes);
         // The queue is in the order of the ids.
         if let Ok(at) = state.queue.binary_search_by_key(&self.id, |request| request.id) {
             state.queue.remove(at);
         }
-        true
+        drop(state);
+        self.shared.remove(self.id).is_some()
     }
 }
 
@@ -277,10 +289,7 @@ async fn run(session: Session, channel: GatedChannel, cluster: Option<MetadataVa
                 break (id, "the node stops".to_string());
             }
             Ok(Some(answer)) => {
-                let mut state = shared.lock();
-                if let Some(waiting) = state.waiting.remove(&answer.id) {
-                    state.bytes -= waiting.bytes;
-                    drop(state);
+                if let Some(waiting) = shared.remove(answer.id) {
                     // Who asked may have given up.
                     let _ = waiting.answer.send(Ok(answer));
                 }

@@ -83,17 +83,25 @@ const MESSAGE_WITHIN: Duration = CALL_DEADLINE_DEFAULT;
 #[derive(Debug)]
 pub(super) struct Arrived {
     bytes: Taken,
-    decoded: AtomicBool,
+    /// The message that is waited for may take all its time again.
+    anew: AtomicBool,
 }
 
 impl Arrived {
     pub fn new(of: &Connection) -> Arrived {
-        Arrived { bytes: of.requests.nothing(), decoded: AtomicBool::new(false) }
+        Arrived { bytes: of.requests.nothing(), anew: AtomicBool::new(false) }
     }
 
-    /// A message was decoded: its service counts it from here on.
-    pub fn decoded(&self) {
-        self.decoded.store(true, Ordering::Relaxed);
+    /// A message was decoded: its service counts it from here on. Returns the bytes that were, those of a frame's other
+    /// messages included.
+    pub fn decoded(&self) -> usize {
+        self.held_up();
+        self.bytes.give_back()
+    }
+
+    /// The service did not read, which is not the client's fault.
+    pub fn held_up(&self) {
+        self.anew.store(true, Ordering::Relaxed);
     }
 }
 
@@ -143,9 +151,8 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         if let Bound::Messages(arrived) = &self.bound
-            && arrived.decoded.swap(false, Ordering::Relaxed)
+            && arrived.anew.swap(false, Ordering::Relaxed)
         {
-            arrived.bytes.give_back();
             self.late = None;
         }
         match Pin::new(&mut self.inner).poll_frame(cx) {
@@ -236,7 +243,7 @@ mod tests {
         let arrived = Arc::new(Arrived::new(&connection));
         let mut body = RequestBody::messages(Dribble(Some(Bytes::from_static(b"whole"))), arrived.clone());
         assert_eq!(frame(&mut body).await.unwrap(), 5);
-        arrived.decoded();
+        assert_eq!(arrived.decoded(), 5);
         let idle = tokio::time::timeout(10 * MESSAGE_WITHIN, frame(&mut body)).await;
         assert!(idle.is_err(), "between messages it may wait as long as it likes");
         assert_eq!(connection.requests.total(), 0);

@@ -159,7 +159,7 @@ impl<N: Backend> Kv for Service<N> {
     type PipelineStream = Pipeline;
 
     async fn pipeline(&self, request: Request<Streaming<v1::PipelineRequest>>) -> Answer<Pipeline> {
-        Ok(Response::new(Pipeline::new(self.node.clone(), self.metrics.clone(), request)))
+        answer(Pipeline::new(self.node.clone(), self.metrics.clone(), request))
     }
 
     async fn batch_write(&self, request: Request<v1::BatchWriteRequest>) -> Answer<v1::BatchWriteResponse> {

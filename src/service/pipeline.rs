@@ -17,7 +17,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::task::AtomicWaker;
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use prost::Message as _;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::JoinHandle;
 use tonic::{Code, Request, Status, Streaming};
 
@@ -29,7 +29,7 @@ use super::listen::stopped;
 use super::share::{Connection, NoRoom, Taken};
 use super::{kv, request};
 use crate::error::{Error, Happened, Reason, Result, to_status};
-use crate::limits::PIPELINE_CALLS_MAX;
+use crate::limits::{PIPELINE_CALLS_MAX, PIPELINE_MESSAGE_BYTES_MAX, PIPELINES_PER_CONNECTION_MAX};
 use crate::metrics;
 use crate::node::Routed;
 use crate::proto::v1;
@@ -55,7 +55,19 @@ pub struct Pipeline {
 #[derive(Debug)]
 struct Waiting {
     answer: Answer,
-    _lease: Option<Lease>,
+    _lease: Lease,
+}
+
+impl Waiting {
+    fn bytes(answer: &Answer) -> usize {
+        size_of::<Waiting>() + answer.encoded_len()
+    }
+
+    /// An answer that can't be refused any more.
+    fn anyway(answer: Answer, of: &Connection) -> Waiting {
+        let _lease = of.answers.hold(Waiting::bytes(&answer));
+        Waiting { answer, _lease }
+    }
 }
 
 /// How many they are.
@@ -71,7 +83,13 @@ impl Pipeline {
         node: Arc<N>,
         metrics: Arc<metrics::Grpc>,
         request: Request<Streaming<v1::PipelineRequest>>,
-    ) -> Pipeline {
+    ) -> Result<Pipeline> {
+        let connection = Connection::of(&request);
+        let place = connection.pipelines.clone().try_acquire_owned().map_err(|_| {
+            let message =
+                format!("this connection has {PIPELINES_PER_CONNECTION_MAX} pipelines, which is the limit");
+            Error::new(Reason::Overloaded, message)
+        })?;
         let stopping = match request.extensions().get::<Stopping>() {
             Some(Stopping(stopping)) => stopped(stopping.clone()).boxed(),
             // A request made by hand.
@@ -84,17 +102,19 @@ impl Pipeline {
         let work = Work {
             node,
             metrics,
-            connection: Connection::of(&request),
+            connection,
+            _place: place,
             meant: meant.map(|id| String::from_utf8_lossy(id.as_bytes()).into_owned()),
             arrived: request.extensions().get::<Arc<Arrived>>().cloned(),
             requests: request.into_inner(),
             stopping,
             last_id: 0,
+            had_large: false,
             under_way: FuturesUnordered::new(),
             answers: sender,
             untaken: untaken.clone(),
         };
-        Pipeline { answers, untaken, task: tokio::spawn(work.run()) }
+        Ok(Pipeline { answers, untaken, task: tokio::spawn(work.run()) })
     }
 }
 
@@ -122,6 +142,7 @@ struct Work<N> {
     node: Arc<N>,
     metrics: Arc<metrics::Grpc>,
     connection: Arc<Connection>,
+    _place: OwnedSemaphorePermit,
     /// The cluster that its calls are meant for.
     meant: Option<String>,
     /// The bytes of a request that is not whole yet.
@@ -129,6 +150,8 @@ struct Work<N> {
     requests: Streaming<v1::PipelineRequest>,
     stopping: BoxFuture<'static, ()>,
     last_id: u64,
+    /// A message was larger than is to be kept room for.
+    had_large: bool,
     under_way: FuturesUnordered<BoxFuture<'static, Waiting>>,
     answers: mpsc::Sender<Result<Waiting, Status>>,
     untaken: Arc<Untaken>,
@@ -138,10 +161,13 @@ struct Work<N> {
 enum End {
     /// The client has sent its last.
     Read,
-    /// The server stops: the client is told so once all is answered.
-    Stopping,
+    /// The server stops, or frees memory.
+    Closed,
     Failed(Status),
 }
+
+/// Requests that are begun before other tasks have their turn.
+const REQUESTS_AT_ONCE: usize = 64;
 
 impl<N: Backend> Work<N> {
     async fn run(mut self) {
@@ -149,18 +175,20 @@ impl<N: Backend> Work<N> {
         while let Some(answer) = self.under_way.next().await {
             self.answered(Ok(answer));
         }
-        match end {
-            End::Read => {}
-            End::Stopping => {
-                let closed = Some(Outcome::Closed(true));
-                let answer = Answer { id: self.last_id, outcome: closed, leader: None };
-                self.answered(Ok(Waiting { answer, _lease: None }));
-            }
-            End::Failed(status) => self.answered(Err(status)),
+        if !matches!(end, End::Read) {
+            // So that the client knows what was not begun.
+            let answer = Answer { id: self.last_id, outcome: Some(Outcome::Closed(true)), leader: None };
+            self.answered(Ok(Waiting::anyway(answer, &self.connection)));
+        }
+        if let End::Failed(status) = end {
+            self.answered(Err(status));
         }
     }
 
-    fn answered(&self, answer: Result<Waiting, Status>) {
+    fn answered(&mut self, answer: Result<Waiting, Status>) {
+        if let Ok(waiting) = &answer {
+            self.had_large |= waiting.answer.encoded_len() > PIPELINE_MESSAGE_BYTES_MAX;
+        }
         self.untaken.answers.fetch_add(1, Ordering::Relaxed);
         // There is room for all. If nobody takes them any more, this task is about to be aborted.
         let _ = self.answers.try_send(answer);
@@ -168,16 +196,17 @@ impl<N: Backend> Work<N> {
 
     /// Reads and works until there is nothing more to be read.
     fn poll_work(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        loop {
+        for _ in 0..REQUESTS_AT_ONCE {
             while let Poll::Ready(Some(answer)) = self.under_way.poll_next_unpin(cx) {
                 self.answered(Ok(answer));
             }
-            if self.stopping.poll_unpin(cx).is_ready() {
-                return Poll::Ready(End::Stopping);
+            if self.had_large || self.stopping.poll_unpin(cx).is_ready() {
+                return Poll::Ready(End::Closed);
             }
             if !self.has_room() {
                 self.untaken.task.register(cx.waker());
                 if !self.has_room() {
+                    self.arrived.iter().for_each(|arrived| arrived.held_up());
                     return Poll::Pending;
                 }
             }
@@ -190,6 +219,8 @@ impl<N: Backend> Work<N> {
                 return Poll::Ready(End::Failed(status));
             }
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn has_room(&self) -> bool {
@@ -197,21 +228,22 @@ impl<N: Backend> Work<N> {
     }
 
     fn begin(&mut self, request: v1::PipelineRequest) -> Result<(), Status> {
-        if let Some(arrived) = &self.arrived {
-            arrived.decoded();
-        }
+        let arrived = self.arrived.as_ref().map_or(0, |arrived| arrived.decoded());
         let v1::PipelineRequest { id, timeout_ms, call } = request;
         if id <= self.last_id {
             let message = format!("request {id} comes after {}; ids have to rise", self.last_id);
             return Err(to_status(&Error::new(Reason::InvalidArgument, message)));
         }
-        self.last_id = id;
+        let before = std::mem::replace(&mut self.last_id, id);
         let (path, bytes) = match &call {
             Some(Call::Put(put)) => ("/rushkv.v1.Kv/Put", put.key.len() + put.value.len()),
             Some(Call::Delete(delete)) => ("/rushkv.v1.Kv/Delete", delete.key.len()),
             Some(Call::Get(get)) => ("/rushkv.v1.Kv/Get", get.key.len()),
             None => ("", 0),
         };
+        // It keeps all that it came in.
+        let bytes = bytes.max(arrived);
+        self.had_large |= bytes > PIPELINE_MESSAGE_BYTES_MAX;
         let counted = self.metrics.call(path);
         let limit = Clock::asked(timeout_ms).unary();
         let admitted = self.held(bytes).and_then(|held| {
@@ -221,21 +253,26 @@ impl<N: Backend> Work<N> {
             })?;
             Ok((Op::of(call, &self.connection)?, held))
         });
-        self.under_way.push(match admitted {
+        match admitted {
             Ok((op, held)) => {
                 let (node, connection) = (self.node.clone(), self.connection.clone());
-                async move {
+                let work = async move {
                     let _held = held;
-                    let Done { outcome, leader, lease } = op.carry_out(&*node, limit, &connection).await;
-                    Waiting { answer: answer(id, outcome, leader, counted), _lease: lease }
-                }
-                .boxed()
+                    op.carry_out(&*node, limit, &connection, (id, counted)).await
+                };
+                self.under_way.push(work.boxed());
             }
             Err(error) => {
                 let answer = answer(id, Err((error, Happened::No)), None, counted);
-                std::future::ready(Waiting { answer, _lease: None }).boxed()
+                match self.connection.answers.try_hold(Waiting::bytes(&answer)) {
+                    Ok(_lease) => self.answered(Ok(Waiting { answer, _lease })),
+                    Err(error) => {
+                        self.last_id = before;
+                        return Err(to_status(&error));
+                    }
+                }
             }
-        });
+        }
         Ok(())
     }
 
@@ -255,14 +292,6 @@ impl<N: Backend> Work<N> {
     }
 }
 
-/// What a call came to.
-struct Done {
-    outcome: Result<Outcome, (Error, Happened)>,
-    leader: Option<Leader>,
-    /// Of an answer with a record.
-    lease: Option<Lease>,
-}
-
 /// What is to be done.
 enum Op {
     Put(crate::kv::Op),
@@ -277,12 +306,20 @@ impl Op {
             Call::Delete(delete) => Op::Delete(request::delete(delete)?),
             Call::Get(get) => {
                 connection.answers.room(0)?;
-                Op::Get(request::key(get.key)?, request::consistency(get.consistency)?)
+                // A copy: what it came in would be kept until the answer is taken.
+                let key = bytes::Bytes::copy_from_slice(&request::key(get.key)?);
+                Op::Get(key, request::consistency(get.consistency)?)
             }
         })
     }
 
-    async fn carry_out(self, node: &impl Backend, limit: Limit, connection: &Connection) -> Done {
+    async fn carry_out(
+        self,
+        node: &impl Backend,
+        limit: Limit,
+        connection: &Connection,
+        (id, counted): (u64, metrics::Call),
+    ) -> Waiting {
         let (op, outcome): (_, fn(crate::kv::Outcome) -> Result<Outcome>) = match self {
             Op::Put(op) => (op, |outcome| kv::put_outcome(outcome).map(Outcome::Put)),
             Op::Delete(op) => (op, |outcome| kv::delete_outcome(outcome).map(Outcome::Delete)),
@@ -291,20 +328,21 @@ impl Op {
                 let (result, leader) = told(read);
                 let held = result.and_then(|found| {
                     let record = found.map(|found| kv::record(key, found));
-                    let bytes = record.as_ref().map_or(0, v1::Record::encoded_len);
-                    Ok((v1::GetResponse { record }, connection.answers.try_hold(bytes)?))
+                    let bytes = size_of::<Waiting>() + record.as_ref().map_or(0, v1::Record::encoded_len);
+                    Ok((Outcome::Get(v1::GetResponse { record }), connection.answers.try_hold(bytes)?))
                 });
                 return match held {
-                    Ok((found, lease)) => {
-                        Done { outcome: Ok(Outcome::Get(found)), leader, lease: Some(lease) }
+                    Ok((found, _lease)) => Waiting { answer: answer(id, Ok(found), leader, counted), _lease },
+                    Err(error) => {
+                        let answer = answer(id, Err((error, Happened::No)), leader, counted);
+                        Waiting::anyway(answer, connection)
                     }
-                    Err(error) => Done { outcome: Err((error, Happened::No)), leader, lease: None },
                 };
             }
         };
         let (result, leader) = told(limit.write(async { Ok(node.write(op, limit.node).await) }).await);
         let outcome = result.and_then(outcome).map_err(|error| (error.clone(), error.happened()));
-        Done { outcome, leader, lease: None }
+        Waiting::anyway(answer(id, outcome, leader, counted), connection)
     }
 }
 

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use prometheus::IntGauge;
+use tokio::sync::Semaphore;
 
 use super::answer::{Answers, Lingering};
 use super::grpc::Options;
-use crate::limits::REQUEST_BYTES_MAX;
+use crate::limits::{PIPELINES_PER_CONNECTION_MAX, REQUEST_BYTES_MAX};
 
 /// Something of which there is a limited amount.
 #[derive(Debug, Clone)]
@@ -124,9 +125,11 @@ impl Taken {
         self.amount.load(Ordering::Relaxed)
     }
 
-    /// Gives all back.
-    pub fn give_back(&self) {
-        self.less(self.amount.swap(0, Ordering::Relaxed));
+    /// Gives all back, and says how much it was.
+    pub fn give_back(&self) -> usize {
+        let amount = self.amount.swap(0, Ordering::Relaxed);
+        self.less(amount);
+        amount
     }
 
     fn less(&self, amount: usize) {
@@ -195,6 +198,7 @@ impl Pools {
             scans: self.scans.share(),
             answers: Answers::new(self.answer_bytes.clone(), self.answers.share()),
             lingering: Arc::default(),
+            pipelines: Arc::new(Semaphore::new(PIPELINES_PER_CONNECTION_MAX)),
         })
     }
 }
@@ -209,6 +213,8 @@ pub(super) struct Connection {
     pub scans: Share,
     pub answers: Answers,
     pub lingering: Arc<Lingering>,
+    /// Places for pipelines.
+    pub pipelines: Arc<Semaphore>,
 }
 
 impl Connection {

@@ -3,7 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use rushkv::limits::{ANSWER_BYTES_MAX, CONNECTION_WINDOW, REQUEST_BYTES_MAX, STREAMS_PER_CONNECTION_MAX};
+use rushkv::limits::{
+    ANSWER_BYTES_MAX, CONNECTION_WINDOW, PIPELINES_PER_CONNECTION_MAX, REQUEST_BYTES_MAX,
+    STREAMS_PER_CONNECTION_MAX,
+};
 use rushkv::proto::v1::PutRequest;
 use rushkv::proto::v1::kv_client::KvClient;
 
@@ -85,13 +88,24 @@ fn scans(wire: &mut Wire) {
     }
 }
 
+/// As many pipelines as a connection may have, with requests of these bytes after their ids.
+fn pipelines(wire: &mut Wire, requests: u16, call: &[u8]) {
+    let request = |id: u16| message(&[&[8, id as u8 | 0x80, (id >> 7) as u8], call].concat());
+    let all: Vec<u8> = (1..=requests).flat_map(request).collect();
+    for stream in (0..PIPELINES_PER_CONNECTION_MAX as u32).map(|at| 2 * at + 1) {
+        let frames = all.chunks(16 * 1024).flat_map(|part| frame(DATA, 0, stream, part));
+        let _ = wire.send(&open(stream, PIPELINE).into_iter().chain(frames).collect::<Vec<u8>>());
+    }
+}
+
 /// 20,480 gets of half a MiB.
 fn gets(wire: &mut Wire) {
-    for stream in (0..16).map(|at| 2 * at + 1) {
-        let get = |id: u8| message(&[b"\x08", &[id][..], b"\x2a\x09\x0a\x07large-1"].concat());
-        let gets: Vec<u8> = (1..=64).flat_map(get).collect();
-        let _ = wire.send(&[open(stream, PIPELINE), frame(DATA, 0, stream, &gets)].concat());
-    }
+    pipelines(wire, 256, b"\x2a\x09\x0a\x07large-1");
+}
+
+/// 80,000 requests for nothing, each of which is refused.
+fn nothings(wire: &mut Wire) {
+    pipelines(wire, 1000, b"");
 }
 
 /// Clients that ask for everything there is, many times, and read nothing.
@@ -136,6 +150,11 @@ async fn answers_of_pipelines_that_nobody_reads() {
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_of_pipelines_behind_a_closed_window() {
     unread_answers("pipelines behind a closed window", 0, gets).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_of_pipelines_that_nobody_reads() {
+    unread_answers("unread refusals of pipelines", 0, nothings).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,14 +1,20 @@
 //! What calls that share a stream come to when it does not go as it should.
 
-use std::sync::atomic::Ordering;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
+
+use futures_util::Stream as _;
 
 use tonic::Status;
 
-use super::CALLS_ALONE;
+use super::{CALLS_ALONE, Call, Phase, Pipeline, Requests};
 use crate::client::testing::{Act, Fake, Plan};
 use crate::client::{Client, Precondition};
 use crate::error::{Happened, Reason};
+use crate::proto::v1;
 
 fn client(endpoints: &str) -> Client {
     Client::builder().endpoint(endpoints).timeout(Duration::from_millis(1500)).connections(1).build().unwrap()
@@ -129,4 +135,32 @@ async fn an_ambiguous_write_is_not_made_again() {
     let error = client.put("k", "v").await.unwrap_err();
     assert_eq!(error.happened(), Happened::Unknown, "{error:?}");
     assert_eq!(fake.count("put"), 1);
+}
+
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn one_that_is_dropped_ends_with_the_answer_to_its_last_call() {
+    let pipeline = Pipeline::default();
+    let shared = pipeline.0.clone();
+    (shared.lock().phase, shared.lock().session) = (Phase::Open, 1);
+    let get = || Call::Get(v1::GetRequest { key: "k".into(), consistency: 0 });
+    let asked = pipeline.start(get, 1, Duration::from_secs(1), || unreachable!()).unwrap();
+    let woken = Arc::new(Woken(AtomicBool::new(false)));
+    let waker = Waker::from(woken.clone());
+    let mut requests = Requests(shared.clone(), 1);
+    let mut next = || Pin::new(&mut requests).poll_next(&mut Context::from_waker(&waker));
+    assert!(matches!(next(), Poll::Ready(Some(request)) if request.id == 1));
+    drop(asked);
+    drop(pipeline);
+    assert!(next().is_pending(), "the server has not answered");
+    assert!(!woken.0.load(Ordering::SeqCst));
+    assert!(shared.remove(1).is_some());
+    assert!(woken.0.load(Ordering::SeqCst) && matches!(next(), Poll::Ready(None)));
 }

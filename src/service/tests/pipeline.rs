@@ -9,6 +9,7 @@ use tonic::{Code, Request, Streaming};
 
 use super::{Server, is, put};
 use crate::error::Reason;
+use crate::limits::{PIPELINE_MESSAGE_BYTES_MAX, PIPELINES_PER_CONNECTION_MAX};
 use crate::proto::v1;
 use crate::proto::v1::pipeline_request::Call;
 use crate::proto::v1::pipeline_response::Outcome;
@@ -125,7 +126,47 @@ async fn ids_have_to_rise() {
     stream.send(2, get("k"));
     assert_eq!(stream.answer().await.id, 2);
     stream.send(2, get("k"));
+    let last = stream.answer().await;
+    assert_eq!((last.id, last.outcome), (2, Some(Outcome::Closed(true))), "what was not begun is told");
     is(&stream.answers.message().await.unwrap_err(), Code::InvalidArgument, "INVALID_ARGUMENT", "no");
+}
+
+#[tokio::test]
+async fn a_large_message_ends_the_stream_once_it_is_answered() {
+    let server = Server::start(Options::default()).await;
+    let large = v1::PutRequest { value: vec![7; PIPELINE_MESSAGE_BYTES_MAX + 1].into(), ..put("k", "") };
+    let reads = [Call::Put(large), get("k")];
+    for (id, call) in (1..).zip(reads) {
+        let mut stream = Stream::open(&server, None).await;
+        stream.send(id, call);
+        let answer = stream.answer().await;
+        assert!(answer.id == id && !matches!(answer.outcome, Some(Outcome::Error(_))), "{answer:?}");
+        let last = stream.answer().await;
+        assert_eq!((last.id, last.outcome), (id, Some(Outcome::Closed(true))));
+        assert!(stream.answers.message().await.unwrap().is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_connection_has_few_of_them() {
+    let server = Server::start(Options::default()).await;
+    let mut kv = server.kv().await;
+    let mut open = Vec::new();
+    for _ in 0..PIPELINES_PER_CONNECTION_MAX {
+        let (requests, queue) = mpsc::channel(1);
+        let answers = kv.pipeline(ReceiverStream::new(queue)).await.unwrap();
+        open.push((requests, answers));
+    }
+    let refused = kv.pipeline(tokio_stream::pending()).await.unwrap_err();
+    is(&refused, Code::ResourceExhausted, "OVERLOADED", "no");
+    drop(open);
+    for _ in 0..200 {
+        if kv.pipeline(tokio_stream::pending()).await.is_ok() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("the places are not given back");
 }
 
 #[tokio::test]
