@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::Group;
 use super::carrier::{Class, Route};
-use super::confirm;
+use super::confirm::{self, Verdict};
 use super::incoming::Part;
 use super::machine::Machine;
 use super::message::{
@@ -106,7 +106,11 @@ impl<M: Machine> Group<M> {
             }
             Request::Confirm(vote) => {
                 // What the log says was saved before anybody was told of it, and so before any newer leader.
-                let verdict = confirm::verdict(&self.log, &vote);
+                // A replica that has stopped could refuse its leader for ever, which never hears of it otherwise.
+                let verdict = match (confirm::verdict(&self.log, &vote), self.damage()) {
+                    (Verdict::Superseded, Some(_)) => Verdict::Unknown,
+                    (verdict, _) => verdict,
+                };
                 Ok(Box::pin(std::future::ready(Ok(encode_confirm_answer(verdict)))))
             }
             Request::Snapshot(request) => {
