@@ -45,7 +45,8 @@ pub struct Args {
 
     /// Run up to N commands of a batch at once; puts, gets and deletes among them in no order
     ///
-    /// What they print stands in their order all the same. Any other command waits for those before it.
+    /// What they print stands in their order all the same, and is kept until it is their turn. Any other command waits
+    /// for those before it.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub at_once: Option<u16>,
 

@@ -4,7 +4,7 @@
 //! kept until the commands before it have printed theirs. Any other command waits for those before it, and those after
 //! it wait for it.
 
-use std::io::{BufRead as _, Write};
+use std::io::Write;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -36,11 +36,17 @@ pub(super) fn given(line: &str) -> Result<Commands, Fault> {
 /// The lines of stdin, each a batch line or a single command.
 pub(super) fn stdin(is_batch: bool) -> Commands {
     read(move |send| {
-        for line in std::io::stdin().lock().lines() {
-            let sent = match line {
-                Ok(line) if is_batch => line::split(&line).into_iter().all(|one| send(Ok(one.to_string()))),
-                Ok(line) => send(Ok(line)),
-                Err(error) => send(Err(Fault::local("reading stdin", error))),
+        let mut line = String::new();
+        loop {
+            line.clear();
+            let sent = match std::io::stdin().read_line(&mut line) {
+                Ok(0) => return,
+                Ok(_) if is_batch => line::split(&line).into_iter().all(|one| send(Ok(one.to_string()))),
+                Ok(_) => send(Ok(line.clone())),
+                Err(error) => {
+                    send(Err(Fault::local("reading stdin", error)));
+                    return;
+                }
             };
             if !sent {
                 return;
@@ -56,14 +62,17 @@ fn read(from: impl FnOnce(&dyn Fn(Result<String, Fault>) -> bool) + Send + 'stat
     commands
 }
 
-/// Whether it is a call on one key, that reads nothing else.
+/// Whether it is a call on one key.
 fn is_single(command: &Command) -> bool {
+    matches!(command, Command::Put(_) | Command::Get(_) | Command::Delete(_) | Command::Exists(_))
+}
+
+/// Commands are read ahead: what one of them would read of stdin is gone by then.
+fn reads_stdin(command: &Command) -> bool {
+    let is_stdin = |file: &Path| file == Path::new("-");
     match command {
-        Command::Put(put) => {
-            let is_stdin = |file: &Path| file == Path::new("-");
-            !put.value_file.as_deref().is_some_and(is_stdin)
-        }
-        Command::Get(_) | Command::Delete(_) | Command::Exists(_) => true,
+        Command::Put(put) => put.value_file.as_deref().is_some_and(is_stdin),
+        Command::Import(import) => is_stdin(&import.file),
         _ => false,
     }
 }
@@ -87,20 +96,29 @@ pub(super) async fn run(session: &mut Session, mut commands: Commands, at_once: 
                     is_read = true;
                     continue;
                 };
-                let command = command?;
-                match line::parse(&command) {
-                    Ok(Some(Line::Run(single))) if is_single(&single) => {
+                let parsed = command.as_deref().map(line::parse);
+                match parsed {
+                    Ok(Ok(None)) => continue,
+                    Ok(Ok(Some(Line::Run(single)))) if is_single(&single) && !reads_stdin(&single) => {
                         under_way.push_back(aside(session, *single).boxed_local());
+                        continue;
                     }
-                    _ => {
-                        while let Some(ran) = under_way.next().await {
-                            note(ran.show(session)?);
-                        }
-                        match session.line(&command).await? {
-                            Some(exit) => note(exit),
-                            None => break,
-                        }
+                    _ => {}
+                }
+                while let Some(ran) = under_way.next().await {
+                    note(ran.show(session)?);
+                }
+                match parsed {
+                    Ok(Ok(Some(Line::Run(reader)))) if reads_stdin(&reader) => {
+                        let why = "with --at-once no command can read stdin; name a file";
+                        note(super::fail(&mut session.printer, &Fault::Usage(why.into())));
+                        continue;
                     }
+                    _ => {}
+                }
+                match session.line(&command?).await? {
+                    Some(exit) => note(exit),
+                    None => break,
                 }
             }
         }

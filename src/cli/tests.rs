@@ -191,6 +191,8 @@ async fn a_batch_at_once_prints_in_its_order() {
     assert!(said[0].contains("none") && said[1].contains("bogus") && said.len() == 2, "{ran:?}");
     assert_eq!(cli(&fake, &["get", "k1"]).await.text(), "v1", "what comes after exit does not run");
     assert_eq!(cli(&fake, &["--at-once=2", "get", "k1"]).await.exit, 2);
+    let ran = cli(&fake, &["--at-once=2", "-commands", "import -; put a 1;; get k2"]).await;
+    assert_eq!((ran.text().as_str(), ran.exit), ("OK\nv2\n", 2), "{ran:?}");
 }
 
 #[tokio::test]
