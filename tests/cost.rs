@@ -82,7 +82,8 @@ async fn cost(node: &TestNode, work: &str) -> Cost {
     of_one
 }
 
-/// What a call may cost: a tenth more than was measured when the bound was set, while runs differ by a fiftieth. What
+/// What a call may cost: some tenth more than the most that was measured when the bound was set. Runs differ by a
+/// fiftieth, and allocations of gets by two or three: on a busy machine what comes is taken in more and smaller parts. What
 /// makes a call cheaper lowers it.
 struct Bound {
     engine: Kind,
@@ -97,14 +98,14 @@ const BOUNDS: [Bound; 2] = [
         engine: Kind::Fjall,
         put_allocations: 95.0,
         put_allocated_bytes: 24_300.0,
-        get_allocations: 12.5,
+        get_allocations: 15.0,
         get_allocated_bytes: 10_500.0,
     },
     Bound {
         engine: Kind::Sled,
         put_allocations: 123.0,
         put_allocated_bytes: 36_500.0,
-        get_allocations: 12.5,
+        get_allocations: 15.0,
         get_allocated_bytes: 10_500.0,
     },
 ];
