@@ -83,7 +83,10 @@ where
         }
         result = timeout_at(deadline, &mut answer).await;
     }
-    let sent = gate.close();
+    let mut sent = gate.close();
+    if matches!(&result, Ok(Err(status)) if was_not_taken_on(status)) {
+        sent = Happened::No;
+    }
     Err(match result {
         Ok(Ok(response)) => return Ok(response),
         Ok(Err(status)) => Failed {
@@ -131,6 +134,19 @@ pub fn judge(kind: Kind, status: &Status, sent: Happened, is_late: bool) -> Erro
     error
 }
 
+/// Whether the server has closed the connection and named a last stream before this one's: it surely never took it on (RFC
+/// 9113, 6.8). A request may be on its way when its server begins to stop; h2 says this to no other stream.
+fn was_not_taken_on(status: &Status) -> bool {
+    let mut cause: &dyn std::error::Error = status;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    let of_http2: Option<&h2::Error> = cause.downcast_ref();
+    of_http2.is_some_and(|error| {
+        error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
+    })
+}
+
 /// What is at the bottom of a transport's error: "Connection refused", not "transport error".
 fn root_cause(status: &Status) -> String {
     let mut cause: &dyn std::error::Error = status;
@@ -142,7 +158,58 @@ fn root_cause(status: &Status) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+    use tonic::transport::Endpoint;
+
     use super::*;
+    use crate::proto::v1::{PutRequest, kv_client::KvClient};
+
+    const DATA: u8 = 0;
+    const SETTINGS: u8 = 4;
+    const GOAWAY: u8 = 7;
+
+    fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+        [&[0, 0, payload.len() as u8, kind, 0, 0, 0, 0, 0], payload].concat()
+    }
+
+    /// What a put comes to whose server reads it whole and then ends its connection, with `last_stream` taken on.
+    async fn put_to_one_that_goes(last_stream: u32) -> Error {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = async move {
+            let (mut wire, _) = listener.accept().await.unwrap();
+            wire.read_exact(&mut [0; 24]).await.unwrap();
+            wire.write_all(&frame(SETTINGS, &[])).await.unwrap();
+            let mut head = [0; 9];
+            while wire.read_exact(&mut head).await.is_ok() {
+                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+                wire.read_exact(&mut vec![0; length as usize]).await.unwrap();
+                if head[3] == DATA {
+                    let no_error = 0_u32;
+                    let payload = [last_stream.to_be_bytes(), no_error.to_be_bytes()].concat();
+                    wire.write_all(&frame(GOAWAY, &payload)).await.unwrap();
+                    break;
+                }
+            }
+        };
+        let server = tokio::spawn(server);
+        let channel = GatedChannel(Endpoint::new(format!("http://{address}")).unwrap().connect_lazy());
+        let second = Duration::from_secs(1);
+        let limit = Limit { grpc_timeout: second, leaves_within: second, deadline: Instant::now() + second };
+        let put = |channel, request| async move { KvClient::new(channel).put(request).await };
+        let failed = attempt(Kind::Write, channel, Request::new(PutRequest::default()), limit, &put).await;
+        server.await.unwrap();
+        failed.unwrap_err().error
+    }
+
+    #[tokio::test]
+    async fn what_a_server_that_goes_did_not_take_on_surely_did_not_happen() {
+        let error = put_to_one_that_goes(0).await;
+        assert_eq!((error.reason, error.happened()), (Reason::Unavailable, Happened::No), "{error:?}");
+        let error = put_to_one_that_goes(1).await;
+        assert_eq!(error.happened(), Happened::Unknown, "{error:?}");
+    }
 
     #[test]
     fn a_strangers_status_after_sending_leaves_a_write_unknown() {
