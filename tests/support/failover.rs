@@ -161,7 +161,9 @@ pub async fn stopped_in_turn(engine: &'static str, times: usize, borne: Borne) {
         stop.store(true, Ordering::Relaxed);
         let mut longest = Duration::ZERO;
         for writer in writers {
-            let (its, written): (Duration, u64) = writer.await.unwrap();
+            let (its, written): (Duration, u64) = writer.await.unwrap_or_else(|error| {
+                panic!("round {round}, node {victim} was stopped: {error}\n{}", cluster.logs())
+            });
             (longest, count) = (longest.max(its), count + written);
         }
         pauses.push(longest);
