@@ -286,7 +286,7 @@ async fn run(session: Session, channel: GatedChannel, cluster: Option<MetadataVa
     let (read_up_to, why) = loop {
         match answers.message().await {
             Ok(Some(v1::PipelineResponse { id, outcome: Some(Outcome::Closed(_)), .. })) => {
-                break (id, "the node stops".to_string());
+                break (id, "the node ended the stream".to_string());
             }
             Ok(Some(answer)) => {
                 if let Some(waiting) = shared.remove(answer.id) {

@@ -96,7 +96,7 @@ impl Pipeline {
             None => std::future::pending().boxed(),
         };
         let meant = request.metadata().get(CLUSTER);
-        // All that have a place, and the last message.
+        // All that have a place, and the last message; an error comes in the place of the request that it ends with.
         let (sender, answers) = mpsc::channel(PIPELINE_CALLS_MAX + 1);
         let untaken = Arc::new(Untaken::default());
         let work = Work {

@@ -78,18 +78,18 @@ impl<E: Engine> Cached<E> {
         self.records.remove(key).is_some()
     }
 
-    /// `found`: what it has become, to be kept.
-    fn end_writing(&self, key: Bytes, found: Option<Found>) {
+    /// `value`: what it has become, if that is to be kept.
+    fn end_writing(&self, key: Bytes, value: Option<Bytes>) {
         let mut shard = self.shard(&key);
         shard.under_way -= 1;
-        if let Some(found) = found.filter(is_small) {
-            self.records.insert(key, found);
+        if value.as_ref().is_some_and(is_small) {
+            self.records.insert(key, value);
         }
     }
 }
 
-fn is_small(found: &Found) -> bool {
-    found.as_ref().is_none_or(|value| value.len() <= VALUE_BYTES_MAX)
+fn is_small(value: &Bytes) -> bool {
+    value.len() <= VALUE_BYTES_MAX
 }
 
 impl<E: Engine> Engine for Cached<E> {
@@ -116,7 +116,7 @@ impl<E: Engine> Engine for Cached<E> {
         let found = self.engine.get(key)?;
         if let Some(begun) = begun {
             let shard = self.shard(key);
-            if shard.begun == begun && is_small(&found) {
+            if shard.begun == begun && found.as_ref().is_none_or(is_small) {
                 self.records.insert(Bytes::copy_from_slice(key), found.clone());
             }
         }
@@ -137,7 +137,7 @@ impl<E: Engine> Engine for Cached<E> {
                 // A range that is deleted would drive out what is read.
                 Write::Delete(key) => (key, None),
             };
-            self.end_writing(key, value.filter(|_| was_cached && applied.is_ok()).map(Some));
+            self.end_writing(key, value.filter(|_| was_cached && applied.is_ok()));
         }
         applied
     }
