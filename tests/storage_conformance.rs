@@ -323,6 +323,46 @@ fn views_are_consistent_under_concurrent_applies(kind: Kind) {
     });
 }
 
+/// While one batch after the other rewrites many keys: who has seen a value of a batch, sees all of it from then on,
+/// key by key and in views.
+fn reads_see_whole_batches(kind: Kind) {
+    const KEYS: u32 = 4000;
+    const ROUNDS: u32 = 60;
+    let store = Fixture::new(kind);
+    let batch = |round: u32| {
+        let mut batch = Batch::default();
+        for key in 0..KEYS {
+            batch.put(key.to_be_bytes().to_vec(), round.to_be_bytes().to_vec());
+        }
+        batch
+    };
+    let round_of = |value: Option<Bytes>| u32::from_be_bytes(value.unwrap().as_ref().try_into().unwrap());
+    store.engine.apply(batch(0)).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (done, engine) = (&done, &store.engine);
+        let reader = scope.spawn(move || {
+            let mut newest = 0;
+            while !done.load(Relaxed) {
+                // In the order in which they are written, and in no order.
+                for key in [0, KEYS - 1, KEYS / 2, 1] {
+                    let key = key.to_be_bytes();
+                    let seen = round_of(engine.get(&key).unwrap());
+                    assert!(seen >= newest, "key {key:?} is of round {seen}, and {newest} was seen");
+                    let view = engine.view().unwrap();
+                    let (last, in_view) = ((KEYS - 1).to_be_bytes(), round_of(view.get(&key).unwrap()));
+                    assert!(in_view >= seen, "a view of round {in_view}, and {seen} was seen");
+                    assert_eq!(round_of(view.get(&last).unwrap()), in_view);
+                    newest = in_view;
+                }
+            }
+        });
+        (1..=ROUNDS).for_each(|round| engine.apply(batch(round)).unwrap());
+        done.store(true, Relaxed);
+        reader.join().unwrap();
+    });
+}
+
 fn delete_range_removes_just_the_range(kind: Kind) {
     let mut store = Fixture::new(kind);
     for i in 0..3000 {
@@ -429,6 +469,7 @@ on_every_engine! {
     a_batch_takes_its_writes_in_order,
     a_view_stays_what_it_was,
     views_are_consistent_under_concurrent_applies,
+    reads_see_whole_batches,
     delete_range_removes_just_the_range,
     checkpoint_and_reopen_keep_everything,
     a_closed_engine_refuses,

@@ -110,7 +110,14 @@ impl Caller<'_> {
             let pipelined = codec.and_then(|codec| codec.start(&endpoint, message, left));
             let answer = match pipelined {
                 Some(sent) => self.await_pipelined(kind, &endpoint, sent, attempt_deadline).await,
-                None => self.attempt(kind, &endpoint, message, left, attempt_deadline, &send).await,
+                None => None,
+            };
+            let answer = match answer {
+                Some(answer) => answer,
+                None => {
+                    let left = attempt_deadline.saturating_duration_since(Instant::now());
+                    self.attempt(kind, &endpoint, message, left, attempt_deadline, &send).await
+                }
             };
             if let Some(hash) = hash {
                 self.note(hash, &endpoint, &answer);
@@ -180,18 +187,19 @@ impl Caller<'_> {
         if self.inner.pool.all().len() > 1 { alone.min(TURN_WAIT_AMONG_MANY) } else { alone }
     }
 
-    /// The same as [`Caller::attempt`], of a call that was sent by a pipeline.
+    /// The same as [`Caller::attempt`], of a call that was sent by a pipeline. `None`: the server ended that before it
+    /// read the call, which then goes alone.
     async fn await_pipelined<R>(
         self,
         kind: Kind,
         endpoint: &Endpoint,
         sent: Sent<R>,
         deadline: Instant,
-    ) -> Result<Response<R>, Failed> {
+    ) -> Option<Result<Response<R>, Failed>> {
         let started = Instant::now();
-        let result = self.answer_of(kind, sent, started, deadline).await;
+        let result = self.answer_of(kind, sent, started, deadline).await?;
         note_health(endpoint, started, &result);
-        result.map_err(|failed| Failed { error: name(endpoint, failed.error), ..failed })
+        Some(result.map_err(|failed| Failed { error: name(endpoint, failed.error), ..failed }))
     }
 
     async fn answer_of<R>(
@@ -200,30 +208,31 @@ impl Caller<'_> {
         Sent { mut asked, take }: Sent<R>,
         started: Instant,
         deadline: Instant,
-    ) -> Result<Response<R>, Failed> {
+    ) -> Option<Result<Response<R>, Failed>> {
         let leaves_within = self.leaves_within();
         let leaves_by = started + leaves_within;
         let mut result = timeout_at(leaves_by.min(deadline), &mut asked).await;
         if result.is_err() && leaves_by < deadline {
             if asked.take_back() {
                 let message = format!("the request did not leave within {leaves_within:?}");
-                return Err(Failed::unanswered(Error::new(Reason::Unavailable, message), Happened::No));
+                return Some(Err(Failed::unanswered(Error::new(Reason::Unavailable, message), Happened::No)));
             }
             result = timeout_at(deadline, &mut asked).await;
         }
-        match result {
+        Some(match result {
             Ok(Ok(answer)) => match answered(answer, take) {
                 (Ok(message), metadata) => {
                     Ok(Response::from_parts(metadata, message, tonic::Extensions::default()))
                 }
                 (Err(error), metadata) => Err(Failed { error, answered: true, has_left: true, metadata }),
             },
-            Ok(Err(Lost { sent, why })) => Err(Failed::unanswered(broken(kind, sent, &why), sent)),
+            Ok(Err(Lost { is_unread: true, .. })) => return None,
+            Ok(Err(Lost { sent, why, .. })) => Err(Failed::unanswered(broken(kind, sent, &why), sent)),
             Err(_) => {
                 let sent = asked.give_up();
                 Err(Failed::unanswered(transport::late(kind, sent), sent))
             }
-        }
+        })
     }
 }
 

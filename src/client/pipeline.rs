@@ -38,6 +38,8 @@ const BYTES_MAX: usize = 8 * 1024 * 1024;
 /// A larger call goes alone: those behind it would wait for it.
 const CALL_BYTES_MAX: usize = 64 * 1024;
 
+/// After a server ended one as planned: for a large message, or because it stops.
+const PAUSE_ENDED: Duration = Duration::from_millis(100);
 /// After a server could not open one.
 const PAUSE: Duration = Duration::from_secs(2);
 /// After it said that it has none.
@@ -50,6 +52,8 @@ const OPENED_WITHIN: Duration = Duration::from_secs(5);
 pub(super) struct Lost {
     /// Whether the server may have it.
     pub sent: Happened,
+    /// The server ended the pipeline as planned, and did not read this: nothing is wrong with it.
+    pub is_unread: bool,
     pub why: String,
 }
 
@@ -226,7 +230,9 @@ impl Future for Asked {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answered> {
         Pin::new(&mut self.answered).poll(cx).map(|answered| {
             self.is_answered = true;
-            answered.unwrap_or_else(|_| Err(Lost { sent: Happened::Unknown, why: "the client ended".into() }))
+            answered.unwrap_or_else(|_| {
+                Err(Lost { sent: Happened::Unknown, is_unread: false, why: "the client ended".into() })
+            })
         })
     }
 }
@@ -283,10 +289,10 @@ async fn run(session: Session, channel: GatedChannel, cluster: Option<MetadataVa
         Err(_) => return session.end(PAUSE, u64::MAX, "it did not open"),
     };
     shared.lock().phase = Phase::Open;
-    let (read_up_to, why) = loop {
+    let why = loop {
         match answers.message().await {
             Ok(Some(v1::PipelineResponse { id, outcome: Some(Outcome::Closed(_)), .. })) => {
-                break (id, "the node ended the stream".to_string());
+                return session.end(PAUSE_ENDED, id, "the node ended the stream");
             }
             Ok(Some(answer)) => {
                 if let Some(waiting) = shared.remove(answer.id) {
@@ -294,11 +300,11 @@ async fn run(session: Session, channel: GatedChannel, cluster: Option<MetadataVa
                     let _ = waiting.answer.send(Ok(answer));
                 }
             }
-            Ok(None) => break (u64::MAX, "the stream ended".to_string()),
-            Err(status) => break (u64::MAX, status.message().to_string()),
+            Ok(None) => break "the stream ended".to_string(),
+            Err(status) => break status.message().to_string(),
         }
     };
-    session.end(PAUSE, read_up_to, &why);
+    session.end(PAUSE, u64::MAX, &why);
 }
 
 /// One pipeline from its opening on; ended when dropped, as by a runtime that stops.
@@ -329,9 +335,10 @@ impl Session {
             waker.wake();
         }
         for (id, Waiting { answer, sent, .. }) in waiting {
-            let sent = if id > read_up_to { Happened::No } else { sent };
+            let is_unread = id > read_up_to;
+            let sent = if is_unread { Happened::No } else { sent };
             // Who asked may have given up.
-            let _ = answer.send(Err(Lost { sent, why: why.to_string() }));
+            let _ = answer.send(Err(Lost { sent, is_unread, why: why.to_string() }));
         }
     }
 }

@@ -392,8 +392,11 @@ pub fn verify(view: &SpaceView, pace: impl FnMut(usize) -> bool) -> Result<Optio
 }
 
 /// A key's record in `space`.
+///
+/// What is not cached is read where the caller is, as long as that takes no time; while the disk is slow, other tasks of its
+/// thread go on elsewhere.
 pub fn get(space: &Space, key: &[u8]) -> Result<Option<Record>, ReadError> {
-    live(key, space.get(&record_key(key))?)
+    live(key, space.get_aside(&record_key(key))?)
 }
 
 /// A key's record in `view`.

@@ -93,19 +93,19 @@ async fn reads_are_confirmed_past_the_core() {
     let cluster = Cluster::new(Kind::Memory, 3).await;
     cluster.write("before ").await;
     let leader = cluster.leader().await;
-    let by_core = || cluster.nodes[&leader].metrics.read_rounds_by_core.get();
-    let before = by_core();
+    let unconfirmed = || cluster.nodes[&leader].metrics.read_rounds_unconfirmed.get();
+    let before = unconfirmed();
     for _ in 0..20 {
         cluster.group(leader).read(soon()).await.unwrap();
     }
-    assert_eq!(by_core(), before);
+    assert_eq!(unconfirmed(), before);
     // One of the others is enough.
     cluster.net.cut_off(leader % 3 + 1);
     cluster.group(leader).read(soon()).await.unwrap();
-    assert_eq!(by_core(), before);
+    assert_eq!(unconfirmed(), before);
     cluster.net.cut_off((leader + 1) % 3 + 1);
     cluster.group(leader).read(Instant::now() + Duration::from_secs(1)).await.unwrap_err();
-    assert!(by_core() > before);
+    assert!(unconfirmed() > before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,8 +138,8 @@ async fn a_leader_whose_followers_gave_newer_votes_is_not_read() {
     cluster.write("before ").await;
     let leader = cluster.leader().await;
     cluster.group(leader).read(soon()).await.unwrap();
-    let by_core = || cluster.nodes[&leader].metrics.read_rounds_by_core.get();
-    let before = by_core();
+    let unconfirmed = || cluster.nodes[&leader].metrics.read_rounds_unconfirmed.get();
+    let before = unconfirmed();
     // Behind the backs of their cores, which go on following: nothing but the votes says that it is over.
     for follower in (1..=3).filter(|id| *id != leader) {
         let newer = encode_vote(&Vote::new(cluster.group(leader).status().term + 1000, follower));
@@ -147,7 +147,7 @@ async fn a_leader_whose_followers_gave_newer_votes_is_not_read() {
     }
     let read = cluster.group(leader).read(soon()).await.map(|_| ());
     assert_eq!(read, Err(ReadError::NotLeader { leader: None }));
-    assert_eq!(by_core(), before, "the core does not know, and must not be asked");
+    assert_eq!(unconfirmed(), before, "it was told, not left without an answer");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,8 +14,8 @@
 //! then: that this replica was elected, what is applied, and who votes (a membership is published before
 //! it is committed, and so before the next one begins).
 //!
-//! Whoever can't be confirmed in this way takes the consensus core's own way, which also says what is wrong. Not so
-//! a leader of which a voter says that it gave a newer vote: there is nothing left to ask.
+//! Whoever can't be confirmed in this way does not read: openraft's own ReadIndex is not asked instead, since it may
+//! take answers from before the question for later ones (decision 20).
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;

@@ -1,7 +1,7 @@
 //! One replica of one Raft group: proposing, reading, and looking after it.
 //!
 //! Both paths merge what arrives together: concurrent proposals become one message to the consensus
-//! core, concurrent readers share one ReadIndex. Queues are bounded; what does not fit is refused
+//! core, concurrent readers share one confirmation. Queues are bounded; what does not fit is refused
 //! before anything happened.
 
 use std::fmt;

@@ -115,7 +115,8 @@ impl<'a> Txn<'a> {
             return Ok(found);
         }
         self.misses.set(self.misses.get() + 1);
-        if self.misses.get() <= MISSES_MAX { engine.get(key) } else { blocking(|| engine.get(key)) }
+        let is_quick = self.misses.get() <= MISSES_MAX && engine.reads_at_once();
+        if is_quick { engine.get(key) } else { blocking(|| engine.get(key)) }
     }
 
     pub fn put(&mut self, key: Key, value: Bytes) {

@@ -1,14 +1,13 @@
-//! What waits goes to the consensus core together: proposals as one message, readers as one ReadIndex.
+//! What waits goes together: proposals to the consensus core as one message, readers as one question to the voters.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use openraft::Raft;
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::error::{ClientWriteError, LinearizableReadError, RaftError};
-use openraft::raft::ReadPolicy;
+use openraft::error::ClientWriteError;
+use openraft::{Raft, ServerState};
 use tokio::sync::{OwnedSemaphorePermit, RwLock, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
@@ -25,11 +24,11 @@ use crate::{runtime, wal};
 /// Most proposals in one message to the consensus core.
 const PROPOSALS_PER_MESSAGE: usize = 512;
 
-/// Readers that may wait for a ReadIndex; the next one is refused.
+/// Readers that may wait for a confirmation; the next one is refused.
 pub(super) const READERS_MAX: usize = 16 * 1024;
 
-/// How long a confirmed leader may take to apply what was committed before a read. The readers behind wait as
-/// long: it is less than a call has, and more than any batch takes.
+/// How long a new leader may take to apply an entry of its term, before which nobody reads there. The readers behind wait
+/// as long: it is less than a call has, and more than any batch takes.
 const APPLIED_WITHIN: Duration = Duration::from_secs(2);
 
 /// A command that waits for its turn.
@@ -132,20 +131,22 @@ pub(super) async fn read_all<M: Machine>(
     let mut batch = Vec::new();
     while queue.recv_many(&mut batch, READERS_MAX).await > 0 {
         metrics.readers_per_round.observe(batch.len() as f64);
-        let claim = Claim::of(log.key(), &raft.metrics().borrow_watched(), &log);
-        let verdict = match claim {
-            Some(claim) => confirmer.confirm(&claim).await,
-            None => Verdict::Unknown,
+        #[cfg(test)]
+        let is_planted = runtime::is_planted(runtime::Planted::UnconfirmedRead);
+        #[cfg(not(test))]
+        let is_planted = false;
+        let result = match claimed(&raft, &log).await {
+            Ok(_) if is_planted => Ok(()),
+            Ok(claim) => match confirmer.confirm(&claim).await {
+                Verdict::Confirmed => Ok(()),
+                Verdict::Superseded => Err(ReadError::NotLeader { leader: None }),
+                Verdict::Unknown => Err(ReadError::NoQuorum),
+            },
+            Err(error) => Err(error),
         };
-        let result = match verdict {
-            Verdict::Confirmed => Ok(()),
-            // The core is not asked: it may take answers from before the newer vote for later ones (decision 20).
-            Verdict::Superseded => Err(ReadError::NotLeader { leader: None }),
-            Verdict::Unknown => {
-                metrics.read_rounds_by_core.inc();
-                read_index(&raft).await
-            }
-        };
+        if result == Err(ReadError::NoQuorum) {
+            metrics.read_rounds_unconfirmed.inc();
+        }
         for reader in batch.drain(..) {
             // A reader may have given up.
             let _ = reader.send(result.clone());
@@ -153,24 +154,32 @@ pub(super) async fn read_all<M: Machine>(
     }
 }
 
-async fn read_index<M: Machine>(raft: &Raft<TypeConfig, StateMachine<M>>) -> Result<(), ReadError> {
-    #[cfg(test)]
-    if runtime::is_planted(runtime::Planted::UnconfirmedRead)
-        && raft.metrics().borrow_watched().state == openraft::ServerState::Leader
-    {
-        return Ok(());
-    }
-    match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
-        // It was the leader a moment ago. If it is none any more, what is to be applied may never come.
-        Ok(linearizer) => match linearizer.try_await_ready(raft, Some(APPLIED_WITHIN)).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) => Err(ReadError::NoQuorum),
-            Err(fatal) => Err(ReadError::Stopped(fatal.to_string())),
-        },
-        Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
-            Err(ReadError::NotLeader { leader: forward.leader_id.map(ReplicaId) })
+/// The claim of a replica that leads, once it has applied an entry of its term.
+async fn claimed<M: Machine>(
+    raft: &Raft<TypeConfig, StateMachine<M>>,
+    log: &wal::Log,
+) -> Result<Claim, ReadError> {
+    let this = log.key().replica;
+    let mut metrics = raft.metrics();
+    let claim = async {
+        loop {
+            {
+                let now = metrics.borrow_watched();
+                if let Some(claim) = Claim::of(log.key(), &now, log) {
+                    return Ok(claim);
+                }
+                if let Err(fatal) = &now.running_state {
+                    return Err(ReadError::Stopped(fatal.to_string()));
+                }
+                if now.state != ServerState::Leader {
+                    let leader = now.current_leader.map(ReplicaId).filter(|leader| *leader != this);
+                    return Err(ReadError::NotLeader { leader });
+                }
+            }
+            if metrics.changed().await.is_err() {
+                return Err(ReadError::Stopped("closed".into()));
+            }
         }
-        Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(ReadError::NoQuorum),
-        Err(RaftError::Fatal(fatal)) => Err(ReadError::Stopped(fatal.to_string())),
-    }
+    };
+    timeout(APPLIED_WITHIN, claim).await.unwrap_or(Err(ReadError::NoQuorum))
 }

@@ -10,7 +10,7 @@ pub struct Metrics {
     pub(crate) proposals_per_message: Histogram,
     pub(crate) apply_seconds: Histogram,
     pub(crate) readers_per_round: Histogram,
-    pub(crate) read_rounds_by_core: IntCounter,
+    pub(crate) read_rounds_unconfirmed: IntCounter,
     pub(crate) appends_sent: IntCounter,
     pub(crate) entries_sent: IntCounter,
     pub(crate) append_conflicts: IntCounter,
@@ -74,9 +74,9 @@ impl Metrics {
                 "Linearizable reads that shared one confirmation of their leader.",
                 &COUNTS,
             )?,
-            read_rounds_by_core: counter(
-                "rushkv_raft_read_rounds_by_core_total",
-                "Rounds of readers whose leader was not confirmed by the others' votes alone, so that the consensus core was asked.",
+            read_rounds_unconfirmed: counter(
+                "rushkv_raft_read_rounds_unconfirmed_total",
+                "Rounds of readers whose leader was not confirmed by the others' votes alone, and which were answered by an error, to be tried again.",
             )?,
             appends_sent: counter(
                 "rushkv_raft_appends_sent_total",

@@ -10,7 +10,7 @@
 //! ```text
 //! propose -> [batch] -> core -> LogStore -> wal: fsync -> commit -> StateMachine -> Machine -> engine -> answer
 //! entries -> network: pipelined per replica -> Carrier ... receive -> core -> LogStore -> wal -> answer
-//! read    -> [share] -> core: ReadIndex -> wait until applied -> Space
+//! read    -> [share] -> voters: is this vote the newest? -> Space
 //! ```
 
 mod carrier;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::state_machine::blocking;
 use crate::storage::{self, Engine, KeyRange, Order, Pair, View};
 
 /// First byte of every data key in the engine; see `docs/formats/engine.md`.
@@ -56,6 +57,18 @@ impl Space {
 
     pub fn get(&self, key: &[u8]) -> storage::Result<Option<Bytes>> {
         self.engine.get(&self.key(key))
+    }
+
+    /// The same for a task that shares its thread: if the disk is slow, the others do not wait with it.
+    pub fn get_aside(&self, key: &[u8]) -> storage::Result<Option<Bytes>> {
+        let key = self.key(key);
+        if self.engine.reads_at_once() {
+            return self.engine.get(&key);
+        }
+        match self.engine.cached(&key) {
+            Some(found) => Ok(found),
+            None => blocking(|| self.engine.get(&key)),
+        }
     }
 
     /// A consistent state of the space.

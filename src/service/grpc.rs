@@ -26,7 +26,7 @@ use super::body::{Arrived, Held, RequestBody};
 use super::deadline::Clock;
 use super::pipeline::Stopping;
 use super::share::{Connection, Pools};
-use super::{Backend, cluster, debug, health, kv, listen, original, peer};
+use super::{Backend, cluster, debug, health, kv, linger, listen, original, peer};
 use crate::error::{Error, Reason, to_status};
 use crate::limits;
 use crate::metrics;
@@ -81,6 +81,9 @@ const STREAM_WINDOW: u32 = 1024 * 1024 + 64 * 1024;
 /// for its errors (CVE-2025-8671); beyond, the connection is closed.
 const PENDING_RESETS_MAX: usize = 20;
 const ERROR_RESETS_MAX: usize = 1024;
+
+/// A client that was told of the stop closes at once; others are cut off after this.
+const LINGER_MAX: Duration = Duration::from_secs(1);
 
 /// The messages of consensus: a stream each way for as long as two nodes know each other.
 const EXCHANGE: &str = "/rushkv.v1.Transport/Exchange";
@@ -158,6 +161,7 @@ async fn connection(mut stream: TcpStream, dispatch: Arc<Dispatch>, stopping: wa
         Err(_) => return dispatch.metrics.connection_refused("silent"),
     }
     let (read, write) = stream.into_split();
+    let (read, given_back) = linger::lend(read);
     let io = tokio::io::join(AsyncReadExt::chain(&PREFACE[..], read), write);
 
     let idle = dispatch.options.answer_idle;
@@ -176,22 +180,24 @@ async fn connection(mut stream: TcpStream, dispatch: Arc<Dispatch>, stopping: wa
         .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
         .max_local_error_reset_streams(ERROR_RESETS_MAX);
     let service = service_fn(move |request| dispatch.clone().call(request, own.clone()));
-    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
+    let connection = builder.serve_connection(TokioIo::new(io), service);
+    // Whether it was ended as planned. The connection, and with it the half that it writes to, is gone after that.
     let served = async {
+        let mut connection = std::pin::pin!(connection);
         tokio::select! {
-            ended = connection.as_mut() => ended,
+            ended = connection.as_mut() => ended.map(|()| false),
             () = listen::stopped(stopping) => {
                 connection.as_mut().graceful_shutdown();
-                connection.await
+                connection.await.map(|()| true)
             }
         }
     };
     tokio::select! {
-        ended = served => {
-            if let Err(error) = ended {
-                tracing::debug!(%error, "a connection broke");
-            }
-        }
+        ended = served => match ended {
+            Ok(true) => given_back.read_to_end(LINGER_MAX).await,
+            Ok(false) => {}
+            Err(error) => tracing::debug!(%error, "a connection broke"),
+        },
         // Twice as long: the streams that can be reset by themselves were, by then.
         count = lingering.stuck(idle * 2) => {
             answers_cut.inc_by(count as u64);

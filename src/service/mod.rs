@@ -20,6 +20,7 @@ mod debug;
 pub mod fuzzing;
 mod health;
 mod kv;
+mod linger;
 mod listen;
 mod original;
 mod page;

@@ -10,7 +10,9 @@
 
 use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quick_cache::Weighter;
@@ -26,6 +28,10 @@ const OVERHEAD_BYTES: u64 = 128;
 
 /// What is read is not kept if any key of its shard is written meanwhile.
 const SHARDS: usize = 1024;
+
+/// A read of the engine that takes longer waits for the disk, and those that come within this time after it may, too.
+const AT_ONCE: Duration = Duration::from_millis(1);
+const SLOW_FOR: Duration = Duration::from_secs(1);
 
 /// `None`: there is no such key.
 type Found = Option<Bytes>;
@@ -51,6 +57,9 @@ pub(super) struct Cached<E> {
     records: Cache<Bytes, Found, Weight>,
     hasher: RandomState,
     shards: [Mutex<Shard>; SHARDS],
+    opened: Instant,
+    /// Until when reads are taken to be slow, in milliseconds since it was opened.
+    slow_until: AtomicU64,
 }
 
 impl<E: Engine> Cached<E> {
@@ -61,7 +70,19 @@ impl<E: Engine> Cached<E> {
             records: Cache::with_weighter(records_max, cache_bytes, Weight),
             hasher: RandomState::new(),
             shards: std::array::from_fn(|_| Mutex::default()),
+            opened: Instant::now(),
+            slow_until: AtomicU64::new(0),
         }
+    }
+
+    /// What the engine answers, with a note of how long it took.
+    fn look_up(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        let began = Instant::now();
+        let found = self.engine.get(key);
+        if began.elapsed() >= AT_ONCE {
+            self.slow_until.store(millis(self.opened.elapsed() + SLOW_FOR), Ordering::Relaxed);
+        }
+        found
     }
 
     fn shard(&self, key: &[u8]) -> MutexGuard<'_, Shard> {
@@ -86,6 +107,10 @@ impl<E: Engine> Cached<E> {
             self.records.insert(key, value);
         }
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn is_small(value: &Bytes) -> bool {
@@ -113,7 +138,7 @@ impl<E: Engine> Engine for Cached<E> {
             let shard = self.shard(key);
             (shard.under_way == 0).then_some(shard.begun)
         };
-        let found = self.engine.get(key)?;
+        let found = self.look_up(key)?;
         if let Some(begun) = begun {
             let shard = self.shard(key);
             if shard.begun == begun && found.as_ref().is_none_or(is_small) {
@@ -121,6 +146,11 @@ impl<E: Engine> Engine for Cached<E> {
             }
         }
         Ok(found)
+    }
+
+    fn reads_at_once(&self) -> bool {
+        let slow_until = self.slow_until.load(Ordering::Relaxed);
+        slow_until == 0 || slow_until <= millis(self.opened.elapsed())
     }
 
     fn is_ready(&self) -> bool {

@@ -208,8 +208,11 @@ impl Engine for Fjall {
         true
     }
 
+    /// As of the newest whole batch: the keyspace itself would show what a batch under way has put already, and a view
+    /// opened afterwards would not.
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
-        let value = self.handles()?.keyspace.get(encode_key(key).as_ref());
+        let open = self.handles()?;
+        let value = open.database.snapshot().get(&open.keyspace, encode_key(key).as_ref());
         Ok(value.map_err(|error| convert(error, || "reading a key".into()))?.map(to_bytes))
     }
 

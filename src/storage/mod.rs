@@ -205,12 +205,18 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     /// not (sled), the layer above redoes the log from its last checkpoint.
     fn recovers_prefix(&self) -> bool;
 
-    /// The key's value after some batch that was applied before the call, or while it runs.
+    /// The key's value after some whole batch that was applied before the call, or while it runs: of a batch, either
+    /// everything is seen or nothing, by this call, those after it, and views that are opened after it.
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>>;
 
     /// What [`Engine::get`] would answer, if that is known without looking into the engine, and so without the disk.
     fn cached(&self, _key: &[u8]) -> Option<Option<Bytes>> {
         None
+    }
+
+    /// Whether reads that are not cached have not waited for the disk lately.
+    fn reads_at_once(&self) -> bool {
+        true
     }
 
     /// Whether a batch that is applied now does not wait for the disk, as far as that can be known.

@@ -111,6 +111,10 @@ impl<E: Engine> Engine for Watched<E> {
         self.engine.cached(key)
     }
 
+    fn reads_at_once(&self) -> bool {
+        self.engine.reads_at_once()
+    }
+
     fn is_ready(&self) -> bool {
         self.engine.is_ready()
     }

@@ -132,6 +132,31 @@ fn it_is_due_where_something_damaged_is_left_and_where_a_suspicion_holds() {
     assert!(is_due(engine.as_ref(), false).unwrap().is_some());
 }
 
+/// What is in `dir`: the length of each file, and when it was last written.
+fn files(dir: &Path) -> BTreeMap<std::path::PathBuf, (u64, std::time::SystemTime)> {
+    let entries = std::fs::read_dir(dir).unwrap().map(Result::unwrap);
+    entries
+        .flat_map(|entry| match entry.file_type().unwrap().is_dir() {
+            true => files(&entry.path()),
+            false => {
+                let stat = entry.metadata().unwrap();
+                BTreeMap::from([(entry.path(), (stat.len(), stat.modified().unwrap()))])
+            }
+        })
+        .collect()
+}
+
+/// Waits until nothing is written there any more: engines write by threads of their own, for a while after a write has
+/// failed, too, and a copy made meanwhile has files of different times, as no process leaves them.
+fn wait_until_quiet(dir: &Path) {
+    let is_quiet = || {
+        let before = files(dir);
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        files(dir) == before
+    };
+    assert!((0..100).any(|_| is_quiet()), "{} is written to without an end", dir.display());
+}
+
 fn copy_dir(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
@@ -239,6 +264,7 @@ fn a_write_that_meets_damage_makes_the_next_start_look() {
         assert!(why.is_some(), "{kind}: {failed:?}");
         // As after the process has ended: what failed may keep its lock.
         let after = root.path().join("after");
+        wait_until_quiet(&dir);
         copy_dir(&dir, &after);
         let engine = open(kind, &after);
         assert!(is_due(engine.as_ref(), true).unwrap().is_some(), "{kind}");

@@ -136,6 +136,47 @@ async fn connections_over_the_limit_are_closed_at_once() {
     server.kv().await.put(put("k", "v")).await.unwrap();
 }
 
+/// Its last word is not lost in a reset: what a client sent before it knew of the stop is still read.
+#[tokio::test]
+async fn a_stop_closes_only_once_the_client_has() {
+    let server = Server::start(Options::default()).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    // Frames: length, kind, flags, stream (RFC 9113, 4.1).
+    let (settings, ping, go_away) = (4, 6, 7);
+    let head = |length, kind, flags| [0, 0, length, kind, flags, 0, 0, 0, 0];
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    stream.write_all(&head(0, settings, 0)).await.unwrap();
+    server.eventually(&["rushkv_grpc_connections "], 1.0).await;
+    server.stop.send(()).unwrap();
+    let mut said = Vec::new();
+    // To the end of what the server sends.
+    let mut frame = [0; 9];
+    while stream.read_exact(&mut frame).await.is_ok() {
+        let [_, _, length, kind, flags, ..] = frame;
+        let mut payload = vec![0; length.into()];
+        stream.read_exact(&mut payload).await.unwrap();
+        said.push(kind);
+        if kind == ping && flags == 0 {
+            stream.write_all(&[&head(length, ping, 1)[..], &payload].concat()).await.unwrap();
+        }
+    }
+    assert_eq!(
+        said.iter().filter(|kind| **kind == go_away).count(),
+        2,
+        "first of all, then of the last: {said:?}"
+    );
+    // A reset would answer the first of these, and fail the next.
+    for _ in 0..5 {
+        stream.write_all(&head(0, settings, 1)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(!server.done.is_finished());
+    let closed = std::time::Instant::now();
+    drop(stream);
+    server.done.await.unwrap().unwrap();
+    assert!(closed.elapsed() < Duration::from_millis(700), "it does not wait for more");
+}
+
 #[tokio::test]
 async fn calls_that_do_not_exist_are_unimplemented() {
     let server = Server::start(Options::default()).await;
