@@ -150,3 +150,48 @@ pub(crate) fn next_space(view: &dyn View, from: SpaceId) -> storage::Result<Opti
     // The range holds only keys with the whole prefix, unless somebody else wrote into the engine.
     Ok(key.get(1..PREFIX_BYTES).and_then(|id| id.try_into().ok()).map(|id| SpaceId(u32::from_be_bytes(id))))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::storage::testing::{Slow, cached};
+
+    const EACH: Duration = Duration::from_millis(20);
+    const READS: u8 = 30;
+
+    /// One thread for all tasks, and a disk that takes its time: who reads nothing does not wait for all who read.
+    #[test]
+    fn while_the_disk_is_slow_others_go_on() {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
+        let space = Space::new(cached(Slow(EACH), 1 << 20), SpaceId(1));
+        runtime.block_on(async {
+            let reads: Vec<_> = (0..READS)
+                .map(|key| {
+                    let space = space.clone();
+                    tokio::spawn(async move { space.get_aside(&[key]).unwrap() })
+                })
+                .collect();
+            let looking = tokio::spawn(async {
+                let mut longest = Duration::ZERO;
+                for _ in 0..20 {
+                    let began = Instant::now();
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    longest = longest.max(began.elapsed());
+                }
+                longest
+            });
+            let longest = looking.await.unwrap();
+            for read in reads {
+                assert_eq!(read.await.unwrap(), None);
+            }
+            assert!(longest < EACH * u32::from(READS) / 2, "it waited for {longest:?}");
+        });
+        // What was read is known, and needs no disk.
+        let began = Instant::now();
+        (0..READS).for_each(|key| assert_eq!(space.get_aside(&[key]).unwrap(), None));
+        assert!(began.elapsed() < EACH, "it took {:?}", began.elapsed());
+    }
+}

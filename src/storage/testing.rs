@@ -2,6 +2,7 @@
 
 use std::ops::{Bound, RangeBounds as _};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -185,5 +186,48 @@ impl View for DamagedView {
         let (kind, damaged) = (self.kind, self.range.clone());
         let checked = move |pair: Pair| checked(kind, &damaged, &pair.0).map(|()| pair);
         Box::new(self.inner.scan(range, order).map(move |pair| pair.and_then(&checked)))
+    }
+}
+
+/// An engine without records, whose reads take this long.
+#[derive(Debug)]
+pub struct Slow(pub Duration);
+
+impl Engine for Slow {
+    fn kind(&self) -> Kind {
+        Kind::Memory
+    }
+
+    fn recovers_prefix(&self) -> bool {
+        true
+    }
+
+    fn get(&self, _key: &[u8]) -> Result<Option<Bytes>> {
+        std::thread::sleep(self.0);
+        Ok(None)
+    }
+
+    fn write(&self, _writes: &[Write]) -> Result<()> {
+        Ok(())
+    }
+
+    fn view(&self) -> Result<Box<dyn View>> {
+        Err(super::closed(Kind::Memory))
+    }
+
+    fn delete_range(&self, _range: KeyRange) -> Result<()> {
+        Ok(())
+    }
+
+    fn checkpoint(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn sizes(&self) -> Result<Sizes> {
+        Ok(Sizes::default())
+    }
+
+    fn close(&self) -> Result<()> {
+        Ok(())
     }
 }

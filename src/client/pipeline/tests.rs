@@ -118,6 +118,21 @@ async fn what_a_server_that_stops_has_not_read_is_made_again() {
     }
 }
 
+/// It is as well as before: nobody turns away from it.
+#[tokio::test]
+async fn what_a_server_has_not_read_goes_to_it_alone() {
+    let (fake, other) = (with_pipelines(Box::new(|_, _| Act::Work)).await, Fake::start().await);
+    fake.state.closed_before.store(4, Ordering::SeqCst);
+    let client = client(&format!("{},{}", fake.address, other.address));
+    warm(&client, &fake).await;
+    let many = (0..30).map(|n| client.put(format!("k{n}"), "v"));
+    for written in futures_util::future::join_all(many).await {
+        assert_eq!(written.unwrap().version, 1);
+    }
+    assert_eq!((fake.count("put"), other.count("put")), (30, 0));
+    assert!(client.inner.pool.all()[0].is_worth_asking());
+}
+
 #[tokio::test]
 async fn one_that_is_not_answered_in_time_is_given_up() {
     let fake = with_pipelines(writes(|| Act::Hang)).await;
