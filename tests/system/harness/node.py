@@ -75,7 +75,7 @@ class Node:
 
 def binary(name):
     """A binary under test: in $RUSHKV_BIN, or where `make build` puts it."""
-    path = pathlib.Path(os.environ.get("RUSHKV_BIN", REPO)) / name
+    path = pathlib.Path(os.environ.get("RUSHKV_BIN", REPO)).resolve() / name
     if not path.exists():
         raise Failed(f"{path} is not there: run make build")
     return path
