@@ -86,6 +86,20 @@ fn a_newer_format_is_refused_even_if_it_is_otherwise_unknown() {
 }
 
 #[test]
+fn a_format_that_was_never_released_is_refused_with_the_way_out() {
+    let root = tempfile::tempdir().unwrap();
+    drop(DataDir::open(root.path(), Kind::Memory).unwrap());
+    let body = "format = 1\nengine = \"memory\"\ndisk_id = \"0d5c1f4e9a7b4f0c8e6a2b3c4d5e6f70\"\n";
+    let text = format!("{body}crc32c = \"{:08x}\"\n", crc32c::crc32c(body.as_bytes()));
+    fs::write(root.path().join("FORMAT"), text).unwrap();
+    let message = refusal(root.path(), Kind::Memory);
+    assert!(
+        message.contains("before the first release (format 1") && message.contains("export"),
+        "{message}"
+    );
+}
+
+#[test]
 fn a_damaged_format_file_is_corrupt() {
     let root = tempfile::tempdir().unwrap();
     drop(DataDir::open(root.path(), Kind::Memory).unwrap());

@@ -6,6 +6,7 @@ use tokio::time::{Instant, sleep};
 
 use super::cluster::*;
 use super::retention::Retention;
+use super::space::space_of;
 use super::*;
 use crate::storage::Kind;
 use crate::types::{LogId, ReplicaId};
@@ -223,7 +224,7 @@ async fn broken_off(kind: Kind) {
         let range = crate::storage::prefix_range(b"d");
         let keys: Vec<_> =
             view.scan(range, crate::storage::Order::Ascending).map(|pair| pair.unwrap().0).collect();
-        let spaces: std::collections::BTreeSet<_> = keys.iter().map(|key| key.slice(..5)).collect();
+        let spaces: std::collections::BTreeSet<_> = keys.iter().map(|key| space_of(key)).collect();
         if spaces.len() == 1 {
             assert_eq!(keys.len(), 13);
             return;

@@ -1,4 +1,4 @@
-//! A replica's own stretch of the engine: every key under one five-byte prefix.
+//! A replica's own stretch of the engine: every key under one short prefix.
 //!
 //! A space is written once from empty: by a replica's log from its birth on, or by an installed
 //! snapshot. Replacing a replica's state means filling a new space and flipping to it.
@@ -114,18 +114,59 @@ impl SpaceView {
         };
         self.view
             .scan((low, high), order)
-            .map(|pair| pair.map(|(key, value)| (key.slice(PREFIX_BYTES..), value)))
+            .map(move |pair| pair.map(|(key, value)| (key.slice(prefix_bytes(id)..), value)))
     }
 }
 
-/// The type byte and the space's number, big-endian so that spaces lie one after another.
-const PREFIX_BYTES: usize = 5;
+/// A space's prefix is the type byte and its number: small ones in one byte, since short keys are cheap; larger ones in three and
+/// five, the first of which says so. None is the beginning of another, and they sort as the numbers do.
+const PREFIX_BYTES_MAX: usize = 6;
+
+/// First byte of the numbers from this on, in two more bytes, ...
+const IN_TWO: u8 = 0xF0;
+/// ... and of all larger ones, in four more.
+const IN_FOUR: u8 = 0xF1;
+
+const IN_TWO_FROM: u32 = IN_TWO as u32;
+const IN_FOUR_FROM: u32 = IN_TWO_FROM + (1 << 16);
+
+fn put_prefix(id: SpaceId, into: &mut impl BufMut) {
+    into.put_u8(DATA);
+    match id.0 {
+        small @ 0..IN_TWO_FROM => into.put_u8(small as u8),
+        middle @ IN_TWO_FROM..IN_FOUR_FROM => {
+            into.put_u8(IN_TWO);
+            into.put_u16((middle - IN_TWO_FROM) as u16);
+        }
+        large => {
+            into.put_u8(IN_FOUR);
+            into.put_u32(large);
+        }
+    }
+}
+
+fn prefix_bytes(id: SpaceId) -> usize {
+    match id.0 {
+        0..IN_TWO_FROM => 2,
+        IN_TWO_FROM..IN_FOUR_FROM => 4,
+        IN_FOUR_FROM.. => PREFIX_BYTES_MAX,
+    }
+}
+
+/// The space that a key is of.
+pub(super) fn space_of(key: &[u8]) -> Option<SpaceId> {
+    let (first, rest) = key.strip_prefix(&[DATA])?.split_first()?;
+    Some(SpaceId(match *first {
+        IN_FOUR => u32::from_be_bytes(*rest.first_chunk()?),
+        IN_TWO => IN_TWO_FROM + u32::from(u16::from_be_bytes(*rest.first_chunk()?)),
+        small => (small < IN_TWO).then_some(small)?.into(),
+    }))
+}
 
 fn full_key<const N: usize>(id: SpaceId, parts: [&[u8]; N]) -> Bytes {
     let bytes: usize = parts.iter().map(|part| part.len()).sum();
-    let mut full = BytesMut::with_capacity(PREFIX_BYTES + bytes);
-    full.put_u8(DATA);
-    full.put_u32(id.0);
+    let mut full = BytesMut::with_capacity(prefix_bytes(id) + bytes);
+    put_prefix(id, &mut full);
     for part in parts {
         full.put_slice(part);
     }
@@ -148,7 +189,7 @@ pub(crate) fn next_space(view: &dyn View, from: SpaceId) -> storage::Result<Opti
     };
     let (key, _) = first?;
     // The range holds only keys with the whole prefix, unless somebody else wrote into the engine.
-    Ok(key.get(1..PREFIX_BYTES).and_then(|id| id.try_into().ok()).map(|id| SpaceId(u32::from_be_bytes(id))))
+    Ok(space_of(&key))
 }
 
 #[cfg(test)]
@@ -157,6 +198,31 @@ mod tests {
 
     use super::*;
     use crate::storage::testing::{Slow, cached};
+
+    #[test]
+    fn prefixes_are_short_for_small_numbers_sort_as_they_do_and_come_back() {
+        let near = |number: u32| number.saturating_sub(2)..=number.saturating_add(2);
+        let borders = [0, IN_TWO_FROM, 256, 65_536, IN_FOUR_FROM, 1 << 24, u32::MAX];
+        let numbers: Vec<u32> = borders.into_iter().flat_map(near).collect();
+        for id in numbers.iter().copied().map(SpaceId) {
+            let (low, high) = whole(id);
+            let (Bound::Included(low), Bound::Excluded(high)) = (low, high) else { panic!("{id:?}") };
+            assert_eq!((low.len(), space_of(&low)), (prefix_bytes(id), Some(id)));
+            for key in [&b""[..], &[0], &[0xFF; 30]] {
+                let full = full_key(id, [key]);
+                assert!(low <= full && full < high, "{id:?}");
+                assert_eq!((space_of(&full), &full[prefix_bytes(id)..]), (Some(id), key));
+            }
+            for other in numbers.iter().filter(|other| **other > id.0) {
+                assert!(full_key(id, [&[0xFF; 30]]) < full_key(SpaceId(*other), []), "{id:?} {other}");
+            }
+        }
+        assert_eq!(prefix_bytes(SpaceId(IN_TWO_FROM - 1)), 2);
+        for short in [&b""[..], b"d", &[DATA, IN_TWO, 1], &[DATA, IN_FOUR, 0, 0, 1], &[DATA, 0xF2, 0], b"s\0"]
+        {
+            assert_eq!(space_of(short), None);
+        }
+    }
 
     const EACH: Duration = Duration::from_millis(20);
     const READS: u8 = 30;

@@ -1,16 +1,16 @@
 //! An engine with a cache of single records in front of it: what a key's last reads and writes left. Finding a record
 //! in an engine costs more than all else that is done for a call on it.
 //!
-//! What is cached is what the engine would answer. A key that is being written is not cached until the engine has
-//! it, and what is read meanwhile goes to the engine and is not kept: so nothing old can be seen after something new,
-//! be that seen here or in a view.
-//! No key may be written by two at once; each belongs to one group, whose entries are applied one after another.
+//! What is cached is what the engine would answer. While a key is being written, reads of it go to the engine, and what
+//! they find is not kept; when the engine has it, what is cached is changed before reads may find it again. So nothing old can be
+//! seen after something new, be that seen here or in a view. Keys share few counts of writes under way, so that a read may go to
+//! the engine for another key's sake.
 //! Only what is cached already is kept by a write, so that a snapshot which is taken in does not drive out what is read;
 //! a machine reads each record before it writes it.
 
 use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,8 +26,8 @@ const VALUE_BYTES_MAX: usize = 32 * 1024;
 /// What a record takes beside its bytes, about.
 const OVERHEAD_BYTES: u64 = 128;
 
-/// What is read is not kept if any key of its shard is written meanwhile.
-const SHARDS: usize = 1024;
+/// Each of 16 bytes. As many as make it rare that two of the keys that are written at one time share one.
+const SHARDS: usize = 16 * 1024;
 
 /// A read of the engine that takes longer waits for the disk, and those that come within this time after it may, too.
 const AT_ONCE: Duration = Duration::from_millis(1);
@@ -47,16 +47,24 @@ impl Weighter<Bytes, Found> for Weight {
 
 #[derive(Debug, Default)]
 struct Shard {
-    /// How many writes have begun, and how many of them have not ended.
-    begun: u64,
-    under_way: usize,
+    /// Of its keys; changed under the lock of `begun`.
+    under_way: AtomicU32,
+    /// How many writes have begun, round and round: what is read is not kept if any did meanwhile. Under its lock one
+    /// entry of the shard is changed at a time.
+    begun: Mutex<u32>,
+}
+
+impl Shard {
+    fn lock(&self) -> MutexGuard<'_, u32> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 pub(super) struct Cached<E> {
     engine: E,
     records: Cache<Bytes, Found, Weight>,
     hasher: RandomState,
-    shards: [Mutex<Shard>; SHARDS],
+    shards: Box<[Shard]>,
     opened: Instant,
     /// Until when reads are taken to be slow, in milliseconds since it was opened.
     slow_until: AtomicU64,
@@ -69,7 +77,7 @@ impl<E: Engine> Cached<E> {
             engine,
             records: Cache::with_weighter(records_max, cache_bytes, Weight),
             hasher: RandomState::new(),
-            shards: std::array::from_fn(|_| Mutex::default()),
+            shards: std::iter::repeat_with(Shard::default).take(SHARDS).collect(),
             opened: Instant::now(),
             slow_until: AtomicU64::new(0),
         }
@@ -85,27 +93,31 @@ impl<E: Engine> Cached<E> {
         found
     }
 
-    fn shard(&self, key: &[u8]) -> MutexGuard<'_, Shard> {
-        let at = self.hasher.hash_one(key) as usize % SHARDS;
-        // Under it one entry is changed at a time.
-        self.shards[at].lock().unwrap_or_else(PoisonError::into_inner)
+    fn shard(&self, key: &[u8]) -> &Shard {
+        &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
     }
 
-    /// Whether it was cached.
-    fn begin_writing(&self, key: &[u8]) -> bool {
-        let mut shard = self.shard(key);
-        shard.begun += 1;
-        shard.under_way += 1;
-        self.records.remove(key).is_some()
+    fn begin_writing(&self, key: &[u8]) {
+        let shard = self.shard(key);
+        let mut begun = shard.lock();
+        *begun = begun.wrapping_add(1);
+        // Who sees what the engine makes of this sees this, too.
+        shard.under_way.fetch_add(1, Ordering::AcqRel);
     }
 
     /// `value`: what it has become, if that is to be kept.
     fn end_writing(&self, key: Bytes, value: Option<Bytes>) {
-        let mut shard = self.shard(&key);
-        shard.under_way -= 1;
-        if value.as_ref().is_some_and(is_small) {
-            self.records.insert(key, value);
+        let shard = self.shard(&key);
+        let _begun = shard.lock();
+        // Of two writes at once to one key, nobody here knows which the engine took last.
+        let is_alone = shard.under_way.load(Ordering::Acquire) == 1;
+        if is_alone && value.as_ref().is_some_and(is_small) {
+            // If it was there.
+            let _ = self.records.replace(key, value, false);
+        } else {
+            self.records.remove(&key);
         }
+        shard.under_way.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -127,21 +139,24 @@ impl<E: Engine> Engine for Cached<E> {
     }
 
     fn cached(&self, key: &[u8]) -> Option<Option<Bytes>> {
-        self.records.get(key)
+        // Before what is cached is looked at: a write that begins between the two is under way while this is read.
+        let is_written = self.shard(key).under_way.load(Ordering::Acquire) > 0;
+        if is_written { None } else { self.records.get(key) }
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
-        if let Some(found) = self.records.get(key) {
+        if let Some(found) = self.cached(key) {
             return Ok(found);
         }
+        let shard = self.shard(key);
         let begun = {
-            let shard = self.shard(key);
-            (shard.under_way == 0).then_some(shard.begun)
+            let begun = shard.lock();
+            (shard.under_way.load(Ordering::Acquire) == 0).then_some(*begun)
         };
         let found = self.look_up(key)?;
-        if let Some(begun) = begun {
-            let shard = self.shard(key);
-            if shard.begun == begun && found.as_ref().is_none_or(is_small) {
+        if let Some(before) = begun {
+            let begun = shard.lock();
+            if *begun == before && found.as_ref().is_none_or(is_small) {
                 self.records.insert(Bytes::copy_from_slice(key), found.clone());
             }
         }
@@ -159,15 +174,15 @@ impl<E: Engine> Engine for Cached<E> {
 
     fn apply(&self, batch: Batch) -> Result<()> {
         let writes = batch.into_last_writes();
-        let were_cached: Vec<bool> = writes.iter().map(|write| self.begin_writing(write.key())).collect();
+        writes.iter().for_each(|write| self.begin_writing(write.key()));
         let applied = self.engine.write(&writes);
-        for (write, was_cached) in writes.into_iter().zip(were_cached) {
+        for write in writes {
             let (key, value) = match write {
                 Write::Put(key, value) => (key, Some(value)),
                 // A range that is deleted would drive out what is read.
                 Write::Delete(key) => (key, None),
             };
-            self.end_writing(key, value.filter(|_| was_cached && applied.is_ok()));
+            self.end_writing(key, value.filter(|_| applied.is_ok()));
         }
         applied
     }

@@ -15,7 +15,10 @@ use crate::way_out::START_OVER;
 use crate::{crash_point, disk};
 
 /// Version of the directory's layout that this program writes, and the newest that it reads.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
+
+/// The oldest that it reads. Version 1 had longer keys in its engine, and was never released.
+const FORMAT_VERSION_MIN: u32 = 2;
 
 const FORMAT: &str = "FORMAT";
 const LOCK: &str = "LOCK";
@@ -362,6 +365,13 @@ impl Context<'_> {
         }
         if !format.checksum_matches {
             return Err(self.corrupt("its checksum does not match"));
+        }
+        if format.version < FORMAT_VERSION_MIN {
+            return Err(self.refused(format_args!(
+                "was written by a build before the first release (format {}, this one reads {FORMAT_VERSION}); take its \
+                 records along with that build's `rushkv-cli export`, and `import` them into a new directory",
+                format.version
+            )));
         }
         let (Some(engine), Some(disk_id)) = (format.engine, format.disk_id) else {
             return Err(self.corrupt("a line is missing"));

@@ -42,7 +42,8 @@ fn find(data_dir: &Path, engine: &str, key: &str) -> Found {
     let all = (Bound::Unbounded, Bound::Unbounded);
     let found: Vec<(Bytes, Bytes)> = (engine.view().unwrap().scan(all, Order::Ascending))
         .map(Result::unwrap)
-        .filter(|(full, _)| full.first() == Some(&b'd') && full.get(5..) == Some(&end[..]))
+        // Behind the number of its space, which is of several lengths.
+        .filter(|(full, _)| full.first() == Some(&b'd') && (2..=6).any(|at| full.get(at..) == Some(&end[..])))
         .collect();
     let [(key, stored)] = &found[..] else {
         panic!("{} records of {key} in {}", found.len(), data_dir.display())
