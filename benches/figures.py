@@ -34,6 +34,12 @@ def load():
     return os.getloadavg()[0]
 
 
+def used_s(pids):
+    """Seconds of processor time that processes have used."""
+    fields = [pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split() for pid in pids]
+    return sum(int(one[11]) + int(one[12]) for one in fields) / os.sysconf("SC_CLK_TCK")
+
+
 def thousands(rate):
     return f"{rate / 1000:.1f} k" if rate < 99_950 else f"{rate / 1000:.0f} k"
 

@@ -17,7 +17,7 @@ use futures_util::Stream;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::{Code, Request};
+use tonic::{Code, Request, Status};
 
 use super::kv_client;
 use crate::error::Happened;
@@ -38,7 +38,7 @@ const BYTES_MAX: usize = 8 * 1024 * 1024;
 /// A larger call goes alone: those behind it would wait for it.
 const CALL_BYTES_MAX: usize = 64 * 1024;
 
-/// After a server ended one as planned: for a large message, or because it stops.
+/// After a server ended one, and nothing was wrong: for a large message, or because it stops.
 const PAUSE_ENDED: Duration = Duration::from_millis(100);
 /// After a server could not open one.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -46,13 +46,14 @@ const PAUSE: Duration = Duration::from_secs(2);
 const PAUSE_UNKNOWN: Duration = Duration::from_secs(60);
 
 const OPENED_WITHIN: Duration = Duration::from_secs(5);
+const LAST_WITHIN: Duration = Duration::from_secs(1);
 
 /// Why a call has no answer.
 #[derive(Debug)]
 pub(super) struct Lost {
     /// Whether the server may have it.
     pub sent: Happened,
-    /// The server ended the pipeline as planned, and did not read this: nothing is wrong with it.
+    /// The server ended the pipeline, with nothing wrong, and did not read this.
     pub is_unread: bool,
     pub why: String,
 }
@@ -284,15 +285,18 @@ async fn run(session: Session, channel: GatedChannel, cluster: Option<MetadataVa
         Ok(Ok(response)) => response.into_inner(),
         Ok(Err(status)) => {
             let pause = if status.code() == Code::Unimplemented { PAUSE_UNKNOWN } else { PAUSE };
-            return session.end(pause, u64::MAX, status.message());
+            return session.end(pause, status.message());
         }
-        Err(_) => return session.end(PAUSE, u64::MAX, "it did not open"),
+        Err(_) => return session.end(PAUSE, "it did not open"),
     };
     shared.lock().phase = Phase::Open;
     let why = loop {
         match answers.message().await {
             Ok(Some(v1::PipelineResponse { id, outcome: Some(Outcome::Closed(_)), .. })) => {
-                return session.end(PAUSE_ENDED, id, "the node ended the stream");
+                // After its last word comes the end, or what is wrong.
+                let rest = tokio::time::timeout(LAST_WITHIN, answers.message()).await;
+                let wrong = rest.ok().and_then(Result::err);
+                return session.ended(id, wrong.as_ref().map(Status::message));
             }
             Ok(Some(answer)) => {
                 if let Some(waiting) = shared.remove(answer.id) {
@@ -304,7 +308,7 @@ async fn run(session: Session, channel: GatedChannel, cluster: Option<MetadataVa
             Err(status) => break status.message().to_string(),
         }
     };
-    session.end(PAUSE, u64::MAX, &why);
+    session.end(PAUSE, &why);
 }
 
 /// One pipeline from its opening on; ended when dropped, as by a runtime that stops.
@@ -315,12 +319,21 @@ struct Session {
 }
 
 impl Session {
-    fn end(mut self, pause: Duration, read_up_to: u64, why: &str) {
-        self.tell(pause, read_up_to, why);
+    fn end(mut self, pause: Duration, why: &str) {
+        self.tell(pause, None, why);
     }
 
-    /// Tells everybody who waits. What comes after `read_up_to` the server has not read.
-    fn tell(&mut self, pause: Duration, read_up_to: u64, why: &str) {
+    /// The server has not read what comes after `read_up_to`: as planned, if nothing is wrong.
+    fn ended(mut self, read_up_to: u64, wrong: Option<&str>) {
+        let (pause, why) = match wrong {
+            Some(wrong) => (PAUSE, wrong),
+            None => (PAUSE_ENDED, "the node ended the stream"),
+        };
+        self.tell(pause, Some((read_up_to, wrong.is_none())), why);
+    }
+
+    /// Tells everybody who waits. `read`: up to which id the server has read, and whether it ended as planned.
+    fn tell(&mut self, pause: Duration, read: Option<(u64, bool)>, why: &str) {
         self.ended = true;
         let mut state = self.shared.lock();
         state.phase = Phase::Unusable(Instant::now() + pause);
@@ -335,8 +348,9 @@ impl Session {
             waker.wake();
         }
         for (id, Waiting { answer, sent, .. }) in waiting {
-            let is_unread = id > read_up_to;
-            let sent = if is_unread { Happened::No } else { sent };
+            let unread = read.filter(|(up_to, _)| id > *up_to);
+            let sent = if unread.is_some() { Happened::No } else { sent };
+            let is_unread = unread.is_some_and(|(_, is_planned)| is_planned);
             // Who asked may have given up.
             let _ = answer.send(Err(Lost { sent, is_unread, why: why.to_string() }));
         }
@@ -346,7 +360,7 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         if !self.ended {
-            self.tell(Duration::ZERO, u64::MAX, "its task ended");
+            self.tell(Duration::ZERO, None, "its task ended");
         }
     }
 }

@@ -85,9 +85,11 @@ impl<E: Engine> Cached<E> {
 
     /// What the engine answers, with a note of how long it took.
     fn look_up(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        // While reads are slow, those that step aside say nothing: after that time one is tried again.
+        let is_quick = self.reads_at_once();
         let began = Instant::now();
         let found = self.engine.get(key);
-        if began.elapsed() >= AT_ONCE {
+        if is_quick && began.elapsed() >= AT_ONCE {
             self.slow_until.store(millis(self.opened.elapsed() + SLOW_FOR), Ordering::Relaxed);
         }
         found

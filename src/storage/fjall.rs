@@ -26,7 +26,7 @@ use std::fmt;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -73,6 +73,12 @@ pub(super) struct Fjall {
     mark: Mark,
     /// Checkpoints that hold the journal, or wait for it.
     syncing: AtomicUsize,
+    /// One batch is committed at a time. Taken before `newest`.
+    committing: Mutex<()>,
+    /// As of the last whole batch, for every read; `None` once closed. fjall's own snapshots are not always that: a flush
+    /// or a merge that ends while a batch is being committed makes those that are opened from then on show the
+    /// part of it that is in (`lsm-tree`, `upgrade_version`).
+    newest: RwLock<Option<Arc<Snapshot>>>,
     /// `None` once closed.
     open: Arc<RwLock<Option<Open>>>,
 }
@@ -135,12 +141,34 @@ impl Fjall {
             dir: dir.to_path_buf(),
             mark,
             syncing: AtomicUsize::new(0),
+            committing: Mutex::default(),
+            newest: RwLock::new(Some(Arc::new(database.snapshot()))),
             open: Arc::new(RwLock::new(Some(Open { database, keyspace }))),
         })
     }
 
     fn handles(&self) -> Result<Open> {
         handles(&self.open)
+    }
+
+    fn newest(&self) -> Result<Arc<Snapshot>> {
+        let newest = self.newest.read().unwrap_or_else(PoisonError::into_inner);
+        newest.clone().ok_or_else(|| closed(Kind::Fjall))
+    }
+
+    /// Only where no batch is being committed.
+    fn renew_newest(&self, _committing: &MutexGuard<'_, ()>, database: &Database) {
+        let mut newest = self.newest.write().unwrap_or_else(PoisonError::into_inner);
+        if newest.is_some() {
+            *newest = Some(Arc::new(database.snapshot()));
+        }
+    }
+
+    /// So that what has been flushed or merged since the last batch is not kept for reads that will not come.
+    fn let_go(&self, database: &Database) {
+        if let Ok(committing) = self.committing.try_lock() {
+            self.renew_newest(&committing, database);
+        }
     }
 
     /// Notes, of something that writes, what may be damage: fjall does not say what has stopped its flushes
@@ -208,11 +236,8 @@ impl Engine for Fjall {
         true
     }
 
-    /// As of the newest whole batch: the keyspace itself would show what a batch under way has put already, and a view
-    /// opened afterwards would not.
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
-        let open = self.handles()?;
-        let value = open.database.snapshot().get(&open.keyspace, encode_key(key).as_ref());
+        let value = self.newest()?.get(&self.handles()?.keyspace, encode_key(key).as_ref());
         Ok(value.map_err(|error| convert(error, || "reading a key".into()))?.map(to_bytes))
     }
 
@@ -239,12 +264,14 @@ impl Engine for Fjall {
                 Write::Delete(key) => batch.remove(&open.keyspace, encode_key(key).as_ref()),
             }
         }
-        self.noted(batch.commit(), "applying a batch")
+        let committing = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.noted(batch.commit(), "applying a batch")?;
+        self.renew_newest(&committing, &open.database);
+        Ok(())
     }
 
     fn view(&self) -> Result<Box<dyn View>> {
-        let snapshot = self.handles()?.database.snapshot();
-        Ok(Box::new(FjallView { open: self.open.clone(), snapshot }))
+        Ok(Box::new(FjallView { open: self.open.clone(), snapshot: self.newest()? }))
     }
 
     fn delete_range(&self, range: KeyRange) -> Result<()> {
@@ -258,11 +285,13 @@ impl Engine for Fjall {
         let synced = open.database.persist(PersistMode::SyncAll);
         self.syncing.fetch_sub(1, Ordering::AcqRel);
         self.noted(synced, "syncing the journal")?;
+        self.let_go(&open.database);
         self.mark.write(visible).map_err(|error| io_error("noting what is durable", error))
     }
 
     fn sizes(&self) -> Result<Sizes> {
         let open = self.handles()?;
+        self.let_go(&open.database);
         let disk_bytes =
             dir::disk_bytes(&self.dir).map_err(|error| io_error("measuring its files", error))?;
         Ok(Sizes { disk_bytes, memory_bytes: open.database.cache_size() + open.database.write_buffer_size() })
@@ -271,6 +300,7 @@ impl Engine for Fjall {
     fn close(&self) -> Result<()> {
         self.checkpoint()?;
         let mut guard = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        *self.newest.write().unwrap_or_else(PoisonError::into_inner) = None;
         // Dropping the last handles stops the workers and releases the lock.
         guard.take().map(drop).ok_or_else(|| closed(Kind::Fjall))
     }
@@ -285,7 +315,7 @@ impl fmt::Debug for Fjall {
 /// Holds no handle, so that an engine can be closed while views are about.
 struct FjallView {
     open: Arc<RwLock<Option<Open>>>,
-    snapshot: Snapshot,
+    snapshot: Arc<Snapshot>,
 }
 
 impl View for FjallView {

@@ -69,7 +69,8 @@ pub fn tamper(data_dir: &Path, engine: &str, key: &str, value: &str, forge: Forg
     let mut batch = Batch::default();
     if forge == Forge::RecordAndHash {
         let hash = |stored: &[u8]| xxh3_128_with_seed(stored, xxh3_64(key.as_bytes()));
-        let totals_key = [&full[..5], b"t"].concat();
+        let space = full.len() - 1 - key.len();
+        let totals_key = [&full[..space], b"t"].concat();
         let mut totals = engine.get(&totals_key).unwrap().unwrap().to_vec();
         let sum = u128::from_le_bytes(totals[24..40].try_into().unwrap());
         let sum = sum.wrapping_sub(hash(&stored)).wrapping_add(hash(&forged));
