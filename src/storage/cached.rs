@@ -227,3 +227,179 @@ impl<E: Engine> fmt::Debug for Cached<E> {
         f.debug_struct("Cached").field("engine", &self.engine).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+    use std::sync::{Arc, OnceLock};
+
+    use super::*;
+    use crate::storage::Error;
+    use crate::storage::memory::Memory;
+
+    /// Reads and writes at once, and answers when it is let.
+    #[derive(Debug, Default)]
+    struct Held {
+        engine: Memory,
+        reads: OnceLock<Mutex<Stop>>,
+        writes: OnceLock<Mutex<Stop>>,
+        fails: std::sync::atomic::AtomicBool,
+    }
+
+    #[derive(Debug)]
+    struct Stop {
+        reached: SyncSender<()>,
+        go: Receiver<()>,
+    }
+
+    /// What the test has of it.
+    struct Gate {
+        reached: Receiver<()>,
+        go: SyncSender<()>,
+    }
+
+    fn gate(stop: &OnceLock<Mutex<Stop>>) -> Gate {
+        let ((reached, is_reached), (go, goes)) = (sync_channel(1), sync_channel(1));
+        stop.set(Mutex::new(Stop { reached, go: goes })).unwrap();
+        Gate { reached: is_reached, go }
+    }
+
+    fn wait(stop: &OnceLock<Mutex<Stop>>) {
+        if let Some(stop) = stop.get() {
+            let stop = stop.lock().unwrap();
+            // A test that has gone waits for nothing.
+            let _ = stop.reached.send(()).and_then(|()| Ok(stop.go.recv()));
+        }
+    }
+
+    impl Engine for Held {
+        fn kind(&self) -> Kind {
+            Kind::Memory
+        }
+        fn recovers_prefix(&self) -> bool {
+            true
+        }
+        fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+            let found = self.engine.get(key);
+            wait(&self.reads);
+            found
+        }
+        fn write(&self, writes: &[Write]) -> Result<()> {
+            if self.fails.load(Ordering::Relaxed) {
+                return Err(Error::Refused("a test says so".into()));
+            }
+            self.engine.write(writes)?;
+            wait(&self.writes);
+            Ok(())
+        }
+        fn view(&self) -> Result<Box<dyn View>> {
+            self.engine.view()
+        }
+        fn delete_range(&self, range: KeyRange) -> Result<()> {
+            self.engine.delete_range(range)
+        }
+        fn checkpoint(&self) -> Result<()> {
+            Ok(())
+        }
+        fn sizes(&self) -> Result<Sizes> {
+            Ok(Sizes::default())
+        }
+        fn close(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    fn cached() -> Arc<Cached<Held>> {
+        Arc::new(Cached::new(Held::default(), 1 << 20))
+    }
+
+    fn put(cached: &Cached<Held>, key: &'static str, value: &'static str) -> Result<()> {
+        let mut batch = Batch::default();
+        batch.put(key, value);
+        cached.apply(batch)
+    }
+
+    /// A key that was read, and is cached.
+    fn warm(cached: &Cached<Held>, key: &'static str, value: &'static str) {
+        put(cached, key, value).unwrap();
+        assert_eq!(cached.cached(key.as_bytes()), None, "a write alone brings nothing in");
+        cached.get(key.as_bytes()).unwrap();
+        assert_eq!(cached.cached(key.as_bytes()), Some(Some(value.into())));
+    }
+
+    #[test]
+    fn a_write_changes_what_is_cached_and_one_that_fails_drops_it() {
+        let cached = cached();
+        warm(&cached, "k", "old");
+        put(&cached, "k", "new").unwrap();
+        assert_eq!(cached.cached(b"k"), Some(Some("new".into())));
+        cached.engine.fails.store(true, Ordering::Relaxed);
+        put(&cached, "k", "newest").unwrap_err();
+        assert_eq!(cached.cached(b"k"), None, "who knows what the engine has");
+        assert_eq!(cached.get(b"k").unwrap(), Some("new".into()));
+    }
+
+    #[test]
+    fn what_is_not_there_is_cached_too_until_it_is_written() {
+        let cached = cached();
+        assert_eq!(cached.get(b"k").unwrap(), None);
+        assert_eq!(cached.cached(b"k"), Some(None));
+        put(&cached, "k", "v").unwrap();
+        assert_eq!(cached.cached(b"k"), Some(Some("v".into())));
+    }
+
+    #[test]
+    fn while_a_key_is_written_its_reads_go_to_the_engine() {
+        let cached = cached();
+        warm(&cached, "k", "old");
+        let writes = gate(&cached.engine.writes);
+        let writing = {
+            let cached = cached.clone();
+            std::thread::spawn(move || put(&cached, "k", "new").unwrap())
+        };
+        writes.reached.recv().unwrap();
+        // The engine shows it already: the old one must not be seen any more.
+        assert_eq!(cached.cached(b"k"), None);
+        assert_eq!(cached.get(b"k").unwrap(), Some("new".into()));
+        writes.go.send(()).unwrap();
+        writing.join().unwrap();
+        assert_eq!(cached.cached(b"k"), Some(Some("new".into())));
+    }
+
+    #[test]
+    fn what_was_read_before_a_write_is_not_kept_after_it() {
+        let cached = cached();
+        put(&cached, "k", "old").unwrap();
+        let reads = gate(&cached.engine.reads);
+        let reading = {
+            let cached = cached.clone();
+            std::thread::spawn(move || cached.get(b"k").unwrap())
+        };
+        reads.reached.recv().unwrap();
+        put(&cached, "k", "new").unwrap();
+        reads.go.send(()).unwrap();
+        assert_eq!(reading.join().unwrap(), Some("old".into()), "it began before");
+        assert_eq!(cached.cached(b"k"), None);
+    }
+
+    #[test]
+    fn keys_that_share_a_count_get_what_they_were_given() {
+        let cached = cached();
+        let with_first = |number: &u32| {
+            std::ptr::eq(cached.shard(&0u32.to_be_bytes()), cached.shard(&number.to_be_bytes()))
+        };
+        let other = (1..).find(with_first).unwrap();
+        for round in [b"1", b"2", b"3"] {
+            let mut batch = Batch::default();
+            for number in [0, other] {
+                batch.put(number.to_be_bytes().to_vec(), round.to_vec());
+            }
+            cached.apply(batch).unwrap();
+            for number in [0, other] {
+                for _ in 0..2 {
+                    assert_eq!(cached.get(&number.to_be_bytes()).unwrap().as_deref(), Some(&round[..]));
+                }
+            }
+        }
+    }
+}
