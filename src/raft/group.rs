@@ -69,7 +69,7 @@ pub enum ReadError {
     /// What the log held at start is not applied again yet.
     #[error("this replica is still recovering")]
     Recovering,
-    #[error("the leader does not reach a majority")]
+    #[error("no majority has confirmed yet that this replica leads")]
     NoQuorum,
     #[error("too many readers wait already")]
     Overloaded,

@@ -76,7 +76,7 @@ impl Metrics {
             )?,
             read_rounds_unconfirmed: counter(
                 "rushkv_raft_read_rounds_unconfirmed_total",
-                "Rounds of readers whose leader was not confirmed by the others' votes alone, and which were answered by an error, to be tried again.",
+                "Rounds of readers whose leader was not confirmed by the others' votes, or had not applied anything of its term in time: answered by an error, to be tried again.",
             )?,
             appends_sent: counter(
                 "rushkv_raft_appends_sent_total",

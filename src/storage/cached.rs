@@ -3,8 +3,8 @@
 //!
 //! What is cached is what the engine would answer. While a key is being written, reads of it go to the engine, and what
 //! they find is not kept; when the engine has it, what is cached is changed before reads may find it again. So nothing old can be
-//! seen after something new, be that seen here or in a view. Keys share few counts of writes under way, so that a read may go to
-//! the engine for another key's sake.
+//! seen after something new, be that seen here or in a view. Keys share counts of writes under way, so that a read may go to the
+//! engine for another key's sake.
 //! Only what is cached already is kept by a write, so that a snapshot which is taken in does not drive out what is read;
 //! a machine reads each record before it writes it.
 
@@ -167,6 +167,7 @@ impl<E: Engine> Engine for Cached<E> {
 
     fn reads_at_once(&self) -> bool {
         let slow_until = self.slow_until.load(Ordering::Relaxed);
+        // As long as none was slow, no clock is looked at.
         slow_until == 0 || slow_until <= millis(self.opened.elapsed())
     }
 

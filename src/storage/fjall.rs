@@ -164,7 +164,8 @@ impl Fjall {
         }
     }
 
-    /// So that what has been flushed or merged since the last batch is not kept for reads that will not come.
+    /// Without writes nothing else renews it: what has been flushed or merged since would be kept for reads that will not
+    /// come. Called at checkpoints, and whenever the sizes are asked for, which the node's gauges do all the time.
     fn let_go(&self, database: &Database) {
         if let Ok(committing) = self.committing.try_lock() {
             self.renew_newest(&committing, database);
