@@ -30,7 +30,7 @@ use super::outgoing::Outgoing;
 use super::receive::{APPEND_BYTES_MAX, CONTROLS_MAX};
 use super::retention::{Asked, Other, Retention};
 use super::space::Space;
-use super::state_machine::{ApplyOrStoreError, CurrentSpace, Damage, Lives, StateMachine};
+use super::state_machine::{ApplyOrStoreError, CurrentSpace, Damage, Failure, Lives, StateMachine};
 use super::status::{Changes, Heard, Role};
 use super::store::Store;
 use super::types::{TypeConfig, log_id, raft_log_id};
@@ -93,6 +93,7 @@ pub struct Group<M: Machine> {
     pub(super) metrics: Metrics,
     pub(super) space: CurrentSpace,
     damage: Damage,
+    failure: Failure,
     pub(super) doubt: Doubt,
     machine_lives: Lives,
     /// The last entry of the log when it was opened.
@@ -129,6 +130,7 @@ impl<M: Machine> Clone for Group<M> {
             metrics: self.metrics.clone(),
             space: self.space.clone(),
             damage: self.damage.clone(),
+            failure: self.failure.clone(),
             doubt: self.doubt.clone(),
             machine_lives: self.machine_lives.clone(),
             tail: self.tail,
@@ -212,7 +214,7 @@ impl<M: Machine> Group<M> {
         let space = state_machine.current_space();
         let noted = kept_store.suspicion(key).map_err(|error| open_error(error.to_string()))?;
         let doubt = Doubt::noted(space.get().id(), noted);
-        let damage = state_machine.damage();
+        let (damage, failure) = (state_machine.damage(), state_machine.failure());
         let machine_lives = state_machine.lives();
         let config = config(key).validate().map_err(|error| open_error(error.to_string()))?;
         let outgoing = Outgoing::default();
@@ -236,6 +238,7 @@ impl<M: Machine> Group<M> {
             metrics: metrics.clone(),
             space,
             damage,
+            failure,
             doubt,
             machine_lives,
             tail: log_last,
@@ -284,7 +287,7 @@ impl<M: Machine> Group<M> {
     /// Whether this replica has ever been part of a group.
     pub async fn is_initialized(&self) -> Result<bool, OpenError> {
         let initialized = self.raft.is_initialized().await;
-        initialized.map_err(|error| OpenError { key: self.key, problem: error.to_string() })
+        initialized.map_err(|error| self.failed(&error))
     }
 
     /// Gives a new group its first members. Only its birth voters may (rule 8), all with the same members, and doing it
@@ -293,7 +296,7 @@ impl<M: Machine> Group<M> {
         let members: std::collections::BTreeMap<u64, ()> = voters.iter().map(|id| (id.0, ())).collect();
         match self.raft.initialize(members).await {
             Ok(()) | Err(RaftError::APIError(openraft::error::InitializeError::NotAllowed(_))) => Ok(()),
-            Err(error) => Err(OpenError { key: self.key, problem: error.to_string() }),
+            Err(error) => Err(self.failed(&error)),
         }
     }
 
@@ -385,7 +388,7 @@ impl<M: Machine> Group<M> {
             // Its log stays: it may be what somebody rescues.
             return Ok(());
         }
-        let stopped = |error: &dyn fmt::Display| OpenError { key: self.key, problem: error.to_string() };
+        let stopped = |error: &dyn fmt::Display| self.failed(error);
         self.raft
             .with_state_machine(move |machine| {
                 machine.checkpointed(upto.index);
@@ -449,6 +452,12 @@ impl<M: Machine> Group<M> {
         *self.kept.retention.lock().unwrap() = retention;
     }
 
+    /// What openraft says failed; or, if that ended the state machine, why.
+    fn failed(&self, openraft_says: &dyn fmt::Display) -> OpenError {
+        let problem = self.failure.get().cloned().unwrap_or_else(|| openraft_says.to_string());
+        OpenError { key: self.key, problem }
+    }
+
     /// Resolves, with the reason, when the group stopped by itself. If [`Group::damage`] says why, only
     /// this replica is affected; else the process must end.
     pub async fn stopped(&self) -> String {
@@ -458,7 +467,7 @@ impl<M: Machine> Group<M> {
                 return format!("{}: its copy can't be read: {why}", self.key);
             }
             if let Err(fatal) = &metrics.borrow_watched().running_state {
-                return format!("{}: {fatal}", self.key);
+                return self.failed(fatal).to_string();
             }
             if metrics.changed().await.is_err() {
                 return format!("{}: its core is gone", self.key);
@@ -472,7 +481,7 @@ impl<M: Machine> Group<M> {
             return Ok(());
         }
         let passed = self.raft.with_raft_state(|_| ()).await;
-        passed.map_err(|error| OpenError { key: self.key, problem: error.to_string() })
+        passed.map_err(|error| self.failed(&error))
     }
 
     /// Sends what a node's replicas lack now, if this one leads: the node can be reached again, and the pauses

@@ -62,6 +62,10 @@ impl CurrentSpace {
 /// Why a replica's copy can't be read, once that was found.
 pub(crate) type Damage = Arc<OnceLock<String>>;
 
+/// Why openraft's task for the state machine ended, once it has: its core may learn first that the task is gone, and
+/// would report that alone.
+pub(crate) type Failure = Arc<OnceLock<String>>;
+
 /// Marks a replica's copy as one that can't be read, here and durably: only this replica ends (rule 15).
 #[derive(Debug, Clone)]
 pub(crate) struct DamageMark {
@@ -106,6 +110,7 @@ pub(crate) struct StateMachine<M> {
     contiguous: bool,
     membership: StoredMembership,
     damage: DamageMark,
+    failure: Failure,
     metrics: Metrics,
     lives: watch::Sender<()>,
 }
@@ -162,6 +167,7 @@ impl<M: Machine> StateMachine<M> {
             contiguous: false,
             membership,
             damage,
+            failure: Failure::default(),
             metrics,
             lives: watch::Sender::new(()),
         })
@@ -173,6 +179,36 @@ impl<M: Machine> StateMachine<M> {
 
     pub(crate) fn damage(&self) -> Damage {
         self.damage.damage.clone()
+    }
+
+    pub(crate) fn failure(&self) -> Failure {
+        self.failure.clone()
+    }
+
+    /// Remembers the first error that ends openraft's task.
+    fn ending<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        result.inspect_err(|error| {
+            self.failure.get_or_init(|| error.to_string());
+        })
+    }
+
+    async fn apply_all<S>(&mut self, mut entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + Send,
+    {
+        let mut waiting: Waiting = Vec::new();
+        let mut bytes = 0;
+        while let Some((entry, responder)) = entries.try_next().await? {
+            if let EntryPayload::Normal(command) = &entry.payload {
+                bytes += command.0.len();
+            }
+            waiting.push((entry, responder));
+            if waiting.len() >= BATCH_ENTRIES_MAX || bytes >= BATCH_BYTES_MAX {
+                self.apply_waiting(&mut waiting).await?;
+                bytes = 0;
+            }
+        }
+        self.apply_waiting(&mut waiting).await
     }
 
     /// The snapshot that this replica's space was born with.
@@ -361,23 +397,12 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for StateMachine<M> {
         Ok((self.applied.map(raft_log_id), self.membership.clone()))
     }
 
-    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    async fn apply<S>(&mut self, entries: S) -> io::Result<()>
     where
         S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + Send,
     {
-        let mut waiting: Waiting = Vec::new();
-        let mut bytes = 0;
-        while let Some((entry, responder)) = entries.try_next().await? {
-            if let EntryPayload::Normal(command) = &entry.payload {
-                bytes += command.0.len();
-            }
-            waiting.push((entry, responder));
-            if waiting.len() >= BATCH_ENTRIES_MAX || bytes >= BATCH_BYTES_MAX {
-                self.apply_waiting(&mut waiting).await?;
-                bytes = 0;
-            }
-        }
-        self.apply_waiting(&mut waiting).await
+        let applied = self.apply_all(entries).await;
+        self.ending(applied)
     }
 
     async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<SnapshotBuilder> {
@@ -397,15 +422,17 @@ impl<M: Machine> RaftStateMachine<TypeConfig> for StateMachine<M> {
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> io::Result<()> {
         // openraft purges the log to the snapshot afterwards; every earlier write of this log must be
         // durable before the engine says that it holds more (rule 2).
-        self.durability.settled().await?;
-        blocking(|| self.install(meta, snapshot)).map_err(io::Error::other)
+        let settled = self.durability.settled().await;
+        self.ending(settled)?;
+        let installed = blocking(|| self.install(meta, snapshot)).map_err(io::Error::other);
+        self.ending(installed)
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<RaftSnapshot>> {
         if self.applied.is_none() {
             return Ok(None);
         }
-        let snapshot = self.pin().map_err(io::Error::other)?;
+        let snapshot = self.ending(self.pin().map_err(io::Error::other))?;
         Ok(Some(RaftSnapshot { meta: self.snapshot_meta(), snapshot }))
     }
 }

@@ -30,6 +30,9 @@ const RECORD: &[u8] = b"journal";
 /// A command that starts so is not part of the journal: it gets a record of its own.
 pub(super) const BULK: &[u8] = b"#";
 
+/// A command that starts so can't be applied, by a fault of the engine that is not of this copy.
+const FAULTY: &[u8] = b"!";
+
 /// A command that starts so takes a while, of which [`SLOW_BEGUN`] tells.
 pub(super) const SLOW: &[u8] = b"~";
 pub(super) static SLOW_BEGUN: AtomicBool = AtomicBool::new(false);
@@ -51,6 +54,10 @@ impl Machine for Journal {
             return Ok(Bytes::new());
         }
         self.revision = index;
+        if command.starts_with(FAULTY) {
+            std::thread::sleep(Duration::from_millis(100));
+            return Err(storage::Error::Refused("the disk of the test is gone".into()).into());
+        }
         if command.starts_with(SLOW) {
             SLOW_BEGUN.store(true, Ordering::SeqCst);
             std::thread::sleep(Duration::from_millis(300));
@@ -257,4 +264,30 @@ async fn a_stopped_group_says_unknown_or_refuses_and_reports() {
     assert!(matches!(after, Err(ProposeError::Unknown(_))), "{after:?}");
     assert!(group.read(soon()).await.is_err());
     tokio::time::timeout(Duration::from_secs(10), group.stopped()).await.unwrap();
+}
+
+/// openraft's core finds its state machine's task gone before it hears why: it stands still while that ends, and has a
+/// command for it next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_group_whose_engine_fails_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = open(dir.path(), Kind::Memory, true);
+    let group = group(&disk).await;
+    propose(&group, "a").await;
+    let faulty = group.propose(Bytes::from_static(FAULTY), soon());
+    let still = async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        group.raft.with_raft_state(|_| std::thread::sleep(Duration::from_millis(200))).await
+    };
+    let command = async {
+        tokio::time::sleep(Duration::from_millis(40)).await;
+        group.raft.trigger().snapshot().await
+    };
+    let (faulty, _, _) = tokio::join!(faulty, still, command);
+    assert!(matches!(faulty, Err(ProposeError::Unknown(_))), "{faulty:?}");
+    let why = tokio::time::timeout(Duration::from_secs(10), group.stopped()).await.unwrap();
+    assert!(why.ends_with("the disk of the test is gone"), "{why}");
+    let why = group.probe().await.unwrap_err().to_string();
+    assert!(why.ends_with("the disk of the test is gone"), "{why}");
+    assert_eq!(group.damage(), None, "it is not this copy's alone");
 }
