@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::error::ClientWriteError;
+use openraft::metrics::RaftMetrics;
 use openraft::{Raft, ServerState};
 use tokio::sync::{OwnedSemaphorePermit, RwLock, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
@@ -48,8 +49,8 @@ pub(super) type Reader = oneshot::Sender<Result<(), ReadError>>;
 pub(super) type UnderWay = Arc<RwLock<()>>;
 
 /// How long a group's proposals wait for the ones before them, to go together in one message: each message costs the
-/// core, the log, the network and all replicas as much as many proposals do. What takes longer than this is far away, or slow,
-/// and is not waited for.
+/// core, the network and the other replicas as much as many proposals do. What takes longer than this is far away, or slow,
+/// and is not waited for. Where there are no others nothing is: then the log and the apply gather what comes.
 const GATHERED_WITHIN: Duration = Duration::from_millis(5);
 
 /// Feeds proposals to the core: all that wait in one message.
@@ -59,6 +60,7 @@ pub(super) async fn propose_all<M: Machine>(
     under_way: UnderWay,
     metrics: Metrics,
 ) {
+    let raft_metrics = raft.metrics();
     let mut batch = Vec::with_capacity(PROPOSALS_PER_MESSAGE);
     while queue.recv_many(&mut batch, PROPOSALS_PER_MESSAGE).await > 0 {
         let given = under_way.clone().read_owned().await;
@@ -103,10 +105,17 @@ pub(super) async fn propose_all<M: Machine>(
                 let _ = answer.send(result);
             }
         });
-        if timeout(GATHERED_WITHIN, &mut answering).await.is_err() {
+        if has_one_replica(&raft_metrics.borrow_watched())
+            || timeout(GATHERED_WITHIN, &mut answering).await.is_err()
+        {
             runtime::spawn(answering);
         }
     }
+}
+
+/// Whether the group has one replica, learners included: nothing is sent for a proposal.
+fn has_one_replica(metrics: &RaftMetrics<TypeConfig>) -> bool {
+    metrics.membership_config.membership().nodes().count() == 1
 }
 
 /// Only a refusal before appending means "did not happen" (rule 10).
