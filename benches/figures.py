@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import platform
 import socket
 import subprocess
@@ -89,7 +90,7 @@ def machine():
 def peers_binary():
     """The bench `peers`: $PEERS, or built now."""
     if given := os.environ.get("PEERS"):
-        return given
+        return str(pathlib.Path(given).resolve())
     argv = [CARGO, "bench", "--locked", "--bench", "peers", "--no-run", "--message-format=json"]
     lines = run(argv, timeout=1800).stdout.splitlines()
     found = [json.loads(line) for line in lines if '"executable":"' in line]
@@ -104,7 +105,7 @@ def last_json(text):
 def server(argv, ready):
     """A process with a scratch directory of its own, put for `DIR` in its arguments."""
     with tempfile.TemporaryDirectory(prefix="rushkv-peer-", dir="/var/tmp") as scratch:
-        argv = [str(word).replace("DIR", scratch) for word in argv]
+        argv = [re.sub(r"(^|=)DIR(?=/|$)", rf"\g<1>{scratch}", str(word)) for word in argv]
         say("$ " + " ".join(argv))
         with open(pathlib.Path(scratch) / "log", "wb") as log:
             process = subprocess.Popen(

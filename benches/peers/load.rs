@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use crate::keys::{Dice, Values, Zipf, key};
+use rushkv::cli::load::{Dice, Values, Zipf, spread};
+
 use crate::target::{Target, Targets};
 use crate::{Result, Server, Work};
+
+const PREFIX: &str = "bench:";
 
 /// etcd takes no more operations in a transaction.
 const BATCH: u64 = 128;
@@ -129,16 +132,19 @@ impl Shared {
     }
 
     fn record(&self, number: u64, dice: &mut Dice) -> (Bytes, Bytes) {
-        (key(number), self.values.any(dice))
+        (key(number), self.values.pick(dice.roll()))
     }
 
     async fn batch(&self, target: &mut Target, dice: &mut Dice, count: u64) -> Result<u64> {
         let keys = self.load.server.keys;
-        let first = dice.below(keys);
-        // Far apart, and none twice: a transaction of etcd must not name a key twice.
-        let records = (0..count).map(|n| self.record((first + n * 769) % keys, dice)).collect();
+        // A transaction of etcd must not name a key twice.
+        let records = spread(dice.below(keys), count, keys).map(|number| self.record(number, dice)).collect();
         target.batch(records).await.map(|()| count)
     }
+}
+
+fn key(number: u64) -> Bytes {
+    rushkv::cli::load::key(PREFIX, number).into()
 }
 
 /// Writes every key once.
@@ -148,7 +154,7 @@ pub async fn fill(server: &Server) -> Result<()> {
     let mut dice = Dice::new(1);
     let numbers: Vec<u64> = (0..server.keys).collect();
     for batch in numbers.chunks(BATCH as usize) {
-        target.batch(batch.iter().map(|&n| (key(n), values.any(&mut dice))).collect()).await?;
+        target.batch(batch.iter().map(|&n| (key(n), values.pick(dice.roll()))).collect()).await?;
     }
     Ok(())
 }

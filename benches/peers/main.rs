@@ -6,7 +6,6 @@
 //! each sample.
 
 mod echo;
-mod keys;
 mod load;
 mod redis;
 mod target;

@@ -71,10 +71,10 @@ pub enum Command {
     Cluster,
     /// Keys, bytes, disk and health of the cluster
     Stats,
-    /// Measure puts and gets
+    /// Measure puts, gets, batches and scans
     ///
     /// Closed loop: each client makes its next call when the last one is answered. Keys are PREFIX and a
-    /// number; they are removed afterwards, whatever was in them.
+    /// number; they are removed afterwards, whatever was in them. As a table or JSON with a histogram of the latencies.
     #[command(visible_alias = "benchmark")]
     Bench(Bench),
     /// Write the keys and values of a file
@@ -188,9 +188,14 @@ pub struct Scan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Work {
     Put,
+    /// Linearizable
     Get,
     /// As many puts as gets, unless --read-percent says otherwise
     Mixed,
+    /// Puts of --records keys together
+    Batch,
+    /// --records keys one after another, with their values
+    Scan,
 }
 
 #[derive(Debug, Clone, PartialEq, ClapArgs)]
@@ -209,6 +214,12 @@ pub struct Bench {
     /// Share of gets in mixed work
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub read_percent: u8,
+    /// Of a batch or a scan [default: 128 of a batch, 100 of a scan]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=4096))]
+    pub records: Option<u64>,
+    /// Puts and gets are of few keys most of the time (zipfian, 0.99), instead of all alike
+    #[arg(long, conflicts_with = "check")]
+    pub zipf: bool,
     /// How long to measure
     #[arg(long, short = 'd', default_value = "10s", value_name = "TIME", value_parser = text::duration)]
     pub duration: Duration,
@@ -229,7 +240,8 @@ pub struct Bench {
     /// Leave the keys there
     #[arg(long)]
     pub keep: bool,
-    /// Go on although there are keys with that prefix; they are overwritten, and removed unless --keep
+    /// Go on although there are keys with that prefix: those of the same numbers are overwritten, and removed unless
+    /// --keep; others stay
     #[arg(long)]
     pub reuse: bool,
 }

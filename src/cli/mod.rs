@@ -17,6 +17,7 @@ mod import;
 mod info;
 mod jsonl;
 mod line;
+pub mod load;
 mod progress;
 mod repl;
 #[cfg(test)]

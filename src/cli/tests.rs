@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 
 use super::tool::Printer;
-use crate::client::testing::{Act, Bug, Fake, refusing};
+use crate::client::testing::{Act, Fake, refusing};
 use crate::error::{Error, Reason, to_status};
 
 /// What a program printed and how it ended.
@@ -335,7 +335,7 @@ fn files(content: &str) -> Files {
     Files { _dir: dir, input, output, note }
 }
 
-fn records(fake: &Fake) -> Vec<(Vec<u8>, Vec<u8>)> {
+pub(super) fn records(fake: &Fake) -> Vec<(Vec<u8>, Vec<u8>)> {
     let records = fake.state.records.lock().unwrap();
     records.values().map(|record| (record.key.to_vec(), record.value.to_vec())).collect()
 }
@@ -490,95 +490,4 @@ async fn import_and_export_refuse_what_makes_no_sense() {
         let ran = cli(&fake, words).await;
         assert_eq!(ran.exit, exit, "{words:?}: {ran:?}");
     }
-}
-
-#[tokio::test]
-async fn bench_measures_and_cleans_up() {
-    let fake = Fake::start().await;
-    fake.put("mine", "v");
-    let words = ["bench", "mixed", "-n", "500", "--keys", "50", "--clients", "4", "--value-size", "1k"];
-    let ran = cli(&fake, &[&words[..], &["-o", "json"]].concat()).await;
-    assert_eq!(ran.exit, 0, "{ran:?}");
-    let told: serde_json::Value = serde_json::from_str(&ran.text()).unwrap();
-    let calls: u64 =
-        told["results"].as_array().unwrap().iter().map(|row| row["calls"].as_u64().unwrap()).sum();
-    assert_eq!(calls, 500, "{told}");
-    assert_eq!(told["errors"], serde_json::json!({}));
-    assert_eq!(records(&fake).len(), 1, "only what was there before");
-
-    let ran = cli(&fake, &["bench", "put", "-n", "60", "--keys", "10", "--keep", "-o", "table"]).await;
-    assert!(
-        ran.text().starts_with("WORK  CALLS  CALLS/S  P50 ms  P99 ms  P99.9 ms  MAX ms\nput "),
-        "{ran:?}"
-    );
-    let kept = records(&fake).len();
-    assert!(kept > 1);
-    let before = fake.calls().len();
-    let ran = cli(&fake, &["bench", "get", "-n", "1", "--prefix", "few:"]).await;
-    assert_eq!(ran.exit, 0, "{ran:?}");
-    assert!(fake.calls().len() - before < 10, "no more keys are written than are read: {:?}", fake.calls());
-    let ran = cli(&fake, &["bench", "put", "-n", "5"]).await;
-    assert_eq!(ran.exit, 2, "keys that it would overwrite are there: {ran:?}");
-    assert_eq!(records(&fake).len(), kept);
-
-    let dead =
-        Fake::with(Box::new(|_, _| Act::Fail(to_status(&Error::new(Reason::OutcomeUnknown, ""))))).await;
-    let ran = cli(&dead, &["bench", "put", "-n", "5", "--keys", "2", "--reuse"]).await;
-    assert_eq!(ran.exit, 6, "{ran:?}");
-    assert!(ran.text().contains("OUTCOME_UNKNOWN\t5"), "{ran:?}");
-}
-
-#[tokio::test]
-async fn bench_checks_the_answers() {
-    let load = ["bench", "--check", "-n", "2000", "-c", "8", "-o", "json"];
-    let fake = Fake::start().await;
-    let ran = cli(&fake, &load).await;
-    assert_eq!(ran.exit, 0, "{ran:?}");
-    let told: serde_json::Value = serde_json::from_str(&ran.text()).unwrap();
-    let check = &told["check"];
-    assert_eq!((&check["linearizable"], &check["keys"]), (&true.into(), &10.into()), "{told}");
-    assert!(check["operations"].as_u64().unwrap() > 1900 && check["unknown"] == 0, "{told}");
-    assert_eq!(records(&fake).len(), 0, "the keys are removed");
-
-    // Some of what took place is answered as unknown: that is no violation.
-    let unsure = |call: &str, number: usize| match call {
-        "put" | "delete" if number.is_multiple_of(7) => {
-            Act::WorkThenFail(to_status(&Error::new(Reason::OutcomeUnknown, "")))
-        }
-        _ => Act::Work,
-    };
-    let ran = cli(&Fake::with(Box::new(unsure)).await, &load).await;
-    assert_eq!(ran.exit, 0, "{ran:?}");
-    assert!(!ran.text().contains("\"unknown\": 0") && ran.text().contains("OUTCOME_UNKNOWN"), "{ran:?}");
-
-    // Some acknowledged writes are lost.
-    let loses = |call: &str, number: usize| match call {
-        "put" if number.is_multiple_of(50) => Act::Lose,
-        _ => Act::Work,
-    };
-    let loses = Fake::with(Box::new(loses)).await;
-    let ran = cli(&loses, &["bench", "--check", "-n", "4000", "-c", "8"]).await;
-    assert_eq!(ran.exit, 7, "{ran:?}");
-    assert!(ran.err.contains("nothing explains") && ran.err.contains("NOT linearizable"), "{ran:?}");
-
-    for (words, exit) in [
-        (&["bench", "put", "--check"][..], 2),
-        (&["bench", "--check", "--value-size", "7"], 2),
-        (&["bench", "--check", "-n", "100000000"], 2),
-    ] {
-        assert_eq!(cli(&fake, words).await.exit, exit, "{words:?}");
-    }
-}
-
-/// With the settings of the long runs: 16 clients on 10 keys.
-#[tokio::test(flavor = "multi_thread")]
-async fn every_planted_bug_is_caught() {
-    let load = ["bench", "--check", "-c", "16", "--keys", "10", "-n", "4000"];
-    let mut caught = 0;
-    for bug in Bug::ALL {
-        let ran = cli(&Fake::with_bug(bug).await, &load).await;
-        assert_eq!(ran.exit, 7, "{bug:?} is not caught: {ran:?}");
-        caught += 1;
-    }
-    println!("{caught} of {} planted bugs were caught", Bug::ALL.len());
 }

@@ -29,6 +29,7 @@ Examples:
   rushkv -id=node1 -addr=localhost -port=8080 -data=./data/node1
   rushkv --config /etc/rushkv/rushkv.toml --check-config
   rushkv -port=9090 --set storage.engine=sled --print-config
+  rushkv --generate config > rushkv.toml
   RUSHKV__LOG__LEVEL=debug rushkv -data=/tmp/try
 
 Configuration, the later over the earlier: defaults, the file, conf.d/*.toml beside it in the order

@@ -1,5 +1,8 @@
-//! The load of `bench --check`: gets, puts, deletes and conditional writes on few keys, all taken down, and
-//! checked for linearizability afterwards.
+//! The load of `bench --check`: gets, puts, deletes and conditional writes on few keys, by themselves and several together,
+//! and scans, all taken down, and checked for linearizability afterwards.
+//!
+//! The check is key by key: of a call on several keys, each has its part, which took effect at some moment of the call. That
+//! those of one partition take effect at the same moment is not checked.
 //!
 //! Each put writes a number of its own, in the first bytes of the value, so that a read tells which one it saw.
 
@@ -7,15 +10,18 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures_util::TryStreamExt as _;
 use serde_json::json;
 
-use super::{Measured, Random, Shared};
+use super::report::{Kind, Measured};
+use super::{Dice, Shared};
+use crate::cli::load::key;
 use crate::cli::tool::Printer;
-use crate::client::{Precondition, Record};
+use crate::client::{Deleted, Precondition, Record, ScanOptions, WriteOp, WriteOutcome, Written};
 use crate::error::{Error, Happened, Reason, Result};
-use crate::history::{self, Answer, Call, Condition, Recorder, Report};
+use crate::history::{self, Answer, Call, Condition, Recorder, Report, Started};
 
-/// Most calls of one history: it is kept in memory, some 100 bytes each.
+/// Most calls of one history: it is kept in memory, some 100 bytes for each and for each of its keys.
 pub(super) const CALLS_MAX: u64 = 10_000_000;
 
 /// Steps of the search for one key; some seconds.
@@ -23,6 +29,9 @@ const BUDGET: u64 = 50_000_000;
 
 /// Bytes of a value that tell it from all others.
 pub(super) const VALUE_BYTES_MIN: u64 = 8;
+
+/// Keys of a call on several, at most.
+const TOGETHER_MAX: u64 = 4;
 
 /// What a value is taken for that has no number: no put's.
 const NO_NUMBER: u64 = u64::MAX - 1;
@@ -43,39 +52,116 @@ impl<'a> Client<'a> {
         Client { shared, recorder, number, puts: 0, versions: BTreeMap::new() }
     }
 
-    /// Makes one call, and takes down what became of it. A condition that does not hold is no failure.
-    pub(super) async fn call(&mut self, random: &mut Random, measured: &mut Measured) -> Result<()> {
-        let at = random.below(self.shared.keys);
-        let key = format!("{}{at}", self.shared.prefix);
-        let call = self.draw(at, random);
-        let started = self.recorder.start(self.number, call);
-        let began = Instant::now();
-        let result = self.send(&key, call).await;
-        let took = began.elapsed();
-        self.recorder.end(&key, started, answer(call, &result));
-        match &result {
-            Ok(Answer::Found { version, .. } | Answer::Written { version, .. }) => {
-                self.versions.insert(at, *version);
-            }
-            Ok(Answer::Refused { current_version }) => {
-                self.versions.insert(at, *current_version);
-            }
-            Ok(_) => drop(self.versions.remove(&at)),
-            Err(_) => {}
+    /// Makes one call, and takes down what became of it on each of its keys. A condition that does not hold is no
+    /// failure.
+    pub(super) async fn call(&mut self, dice: &mut Dice, measured: &mut Measured) -> Result<()> {
+        match dice.below(100) {
+            0..10 => self.write_together(dice, measured).await,
+            10..15 => self.read_together(dice, measured).await,
+            15..20 => self.scan(dice, measured).await,
+            _ => self.single(dice, measured).await,
         }
-        result.map(|_| match call {
-            Call::Get => measured.gets.record(took),
-            _ => measured.puts.record(took),
-        })
     }
 
-    fn draw(&mut self, key: u64, random: &mut Random) -> Call {
-        if random.below(100) < self.shared.read_percent {
-            return Call::Get;
+    async fn single(&mut self, dice: &mut Dice, measured: &mut Measured) -> Result<()> {
+        let is_get = dice.below(100) < self.shared.read_percent;
+        let at = dice.below(self.shared.keys);
+        let call = if is_get { Call::Get } else { self.draw_write(at, dice) };
+        let asked = self.ask(at, call);
+        let began = Instant::now();
+        let result = self.send(&asked.key, call).await;
+        let took = began.elapsed();
+        let kind = if is_get { Kind::Get } else { Kind::Put };
+        self.take_down(vec![(asked, result)])?;
+        measured.record(kind, took, 1);
+        Ok(())
+    }
+
+    async fn write_together(&mut self, dice: &mut Dice, measured: &mut Measured) -> Result<()> {
+        let numbers: Vec<u64> = self.together(dice).collect();
+        let calls: Vec<Call> = numbers.iter().map(|at| self.draw_write(*at, dice)).collect();
+        let asked: Vec<Asked> = numbers.iter().zip(&calls).map(|(at, call)| self.ask(*at, *call)).collect();
+        let ops: Vec<WriteOp> = asked.iter().filter_map(|one| self.op(one)).collect();
+        let began = Instant::now();
+        let outcomes = self.shared.client.batch_write(&ops).await;
+        let took = began.elapsed();
+        let answered = |outcome| match outcome {
+            Ok(WriteOutcome::Put(it)) => Ok(written(it)),
+            Ok(WriteOutcome::Deleted(it)) => Ok(deleted(it)),
+            Err(error) => refused(&error).ok_or(error),
+        };
+        self.take_down(each(asked, outcomes, answered))?;
+        measured.record(Kind::Batch, took, ops.len() as u64);
+        Ok(())
+    }
+
+    async fn read_together(&mut self, dice: &mut Dice, measured: &mut Measured) -> Result<()> {
+        let asked: Vec<Asked> = self.together(dice).map(|at| self.ask(at, Call::Get)).collect();
+        let keys: Vec<Bytes> = asked.iter().map(|one| one.key.clone().into()).collect();
+        let began = Instant::now();
+        let found = self.shared.client.batch_get(&keys).await;
+        let took = began.elapsed();
+        let read = each(asked, found, |found| found.map(|record| self.read(record.as_ref())));
+        self.take_down(read)?;
+        measured.record(Kind::BatchGet, took, keys.len() as u64);
+        Ok(())
+    }
+
+    /// Of a few keys that follow on each other: what is not found is not there.
+    async fn scan(&mut self, dice: &mut Dice, measured: &mut Measured) -> Result<()> {
+        let first = dice.below(self.shared.keys);
+        let end = (first + TOGETHER_MAX).min(self.shared.keys);
+        let asked: Vec<Asked> = (first..end).map(|at| self.ask(at, Call::Get)).collect();
+        let bound = |at| Bytes::from(key(&self.shared.prefix, at));
+        let options = ScanOptions { start: bound(first), end: bound(end), ..ScanOptions::default() };
+        let began = Instant::now();
+        let found: Result<Vec<Record>> = self.shared.client.scan(options).try_collect().await;
+        let took = began.elapsed();
+        let found = found.map(|records| {
+            let of = |one: &Asked| records.iter().find(|record| record.key == one.key.as_bytes());
+            asked.iter().map(|one| Ok(self.read(of(one)))).collect()
+        });
+        self.take_down(each(asked, found, |answer| answer))?;
+        measured.record(Kind::Scan, took, end - first);
+        Ok(())
+    }
+
+    /// Some keys for one call, none twice.
+    fn together(&self, dice: &mut Dice) -> impl Iterator<Item = u64> + use<> {
+        let keys = self.shared.keys;
+        let first = dice.below(keys);
+        let count = (2 + dice.below(TOGETHER_MAX - 1)).min(keys);
+        (first..first + count).map(move |at| at % keys)
+    }
+
+    fn ask(&self, at: u64, call: Call) -> Asked {
+        let started = self.recorder.start(self.number, call);
+        Asked { at, key: key(&self.shared.prefix, at), call, started }
+    }
+
+    /// Returns the first failure.
+    fn take_down(&mut self, answers: Vec<(Asked, Result<Answer>)>) -> Result<()> {
+        let mut failed = Ok(());
+        for (Asked { at, key, call, started }, result) in answers {
+            self.recorder.end(&key, started, answer(call, &result));
+            match result {
+                Ok(Answer::Found { version, .. } | Answer::Written { version, .. }) => {
+                    self.versions.insert(at, version);
+                }
+                Ok(Answer::Refused { current_version }) => {
+                    self.versions.insert(at, current_version);
+                }
+                Ok(_) => drop(self.versions.remove(&at)),
+                Err(error) => failed = failed.and(Err(error)),
+            }
         }
+        failed
+    }
+
+    fn draw_write(&mut self, key: u64, dice: &mut Dice) -> Call {
         let known = self.versions.get(&key).copied().filter(|version| *version > 0);
         let condition = known.map_or(Condition::Absent, Condition::Version);
-        let kind = random.below(100);
+        let kind = dice.below(100);
         if kind < 15 {
             let condition = if kind < 5 && known.is_some() { condition } else { Condition::None };
             return Call::Delete { condition };
@@ -85,26 +171,36 @@ impl<'a> Client<'a> {
         Call::Put { value, condition: if kind < 50 { condition } else { Condition::None } }
     }
 
+    /// A write as a batch has it.
+    fn op(&self, asked: &Asked) -> Option<WriteOp> {
+        let key = asked.key.clone().into();
+        match asked.call {
+            Call::Get => None,
+            Call::Put { value, condition } => {
+                Some(WriteOp::Put { key, value: self.value(value), precondition: precondition(condition) })
+            }
+            Call::Delete { condition } => {
+                Some(WriteOp::Delete { key, precondition: precondition(condition) })
+            }
+        }
+    }
+
     /// What it was told; a condition that does not hold is an answer.
     async fn send(&self, key: &str, call: Call) -> Result<Answer> {
         let client = &self.shared.client;
         let key = key.to_string();
         let answer = match call {
-            Call::Get => client
-                .get(key)
-                .await
-                .map(|record| record.map_or(Answer::Missing, |record| self.found(&record))),
+            Call::Get => client.get(key).await.map(|record| self.read(record.as_ref())),
             Call::Put { value, condition } => {
-                let value = self.value(value);
-                let written = client.put_if(key, value, precondition(condition)).await;
-                written.map(|it| Answer::Written { version: it.version, revision: it.revision })
+                client.put_if(key, self.value(value), precondition(condition)).await.map(written)
             }
-            Call::Delete { condition } => {
-                let deleted = client.delete_if(key, precondition(condition)).await;
-                deleted.map(|it| Answer::Deleted { existed: it.existed, revision: it.revision })
-            }
+            Call::Delete { condition } => client.delete_if(key, precondition(condition)).await.map(deleted),
         };
         answer.or_else(|error| refused(&error).ok_or(error))
+    }
+
+    fn read(&self, record: Option<&Record>) -> Answer {
+        record.map_or(Answer::Missing, |record| self.found(record))
     }
 
     /// All of it follows from the number: one that is mixed from two, or cut short, is no put's.
@@ -120,6 +216,34 @@ impl<'a> Client<'a> {
         let value = if is_whole { number } else { NO_NUMBER };
         Answer::Found { value, version: record.version, revision: record.mod_revision }
     }
+}
+
+/// A call on one key, under way.
+struct Asked {
+    at: u64,
+    key: String,
+    call: Call,
+    started: Started,
+}
+
+/// What each key's part of a call came to: if the call failed, the same for all.
+fn each<T>(
+    asked: Vec<Asked>,
+    outcomes: Result<Vec<Result<T>>>,
+    answer: impl Fn(Result<T>) -> Result<Answer>,
+) -> Vec<(Asked, Result<Answer>)> {
+    match outcomes {
+        Ok(outcomes) => asked.into_iter().zip(outcomes.into_iter().map(answer)).collect(),
+        Err(error) => asked.into_iter().map(|one| (one, Err(error.clone()))).collect(),
+    }
+}
+
+fn written(it: Written) -> Answer {
+    Answer::Written { version: it.version, revision: it.revision }
+}
+
+fn deleted(it: Deleted) -> Answer {
+    Answer::Deleted { existed: it.existed, revision: it.revision }
 }
 
 fn precondition(condition: Condition) -> Precondition {
