@@ -214,7 +214,7 @@ pub struct Bench {
     /// Share of gets in mixed work
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub read_percent: u8,
-    /// Of a batch or a scan [default: 128 of a batch, 100 of a scan]
+    /// Keys of a batch or a scan [default: 128 of a batch, 100 of a scan]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=4096))]
     pub records: Option<u64>,
     /// Puts and gets are of few keys most of the time (zipfian, 0.99), instead of all alike
