@@ -211,7 +211,7 @@ pub struct Bench {
     /// How many different keys; no more than --count [default: 100000, with --check 10]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     pub keys: Option<u64>,
-    /// Share of gets in mixed work
+    /// Share of gets in mixed work, and among the calls on single keys of --check
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub read_percent: u8,
     /// Keys of a batch or a scan [default: 128 of a batch, 100 of a scan]
@@ -226,8 +226,8 @@ pub struct Bench {
     /// Stop after this many calls, even before --duration
     #[arg(long, short = 'n', value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
-    /// Write, read, delete and write on conditions, and check afterwards that all answers are those of a
-    /// store that never fails (linearizability); exit code 7 if not. To be run while nodes are killed and cables
+    /// Write, read, delete and write on conditions, by single calls and batches, and scan, and check afterwards that all
+    /// answers are those of a store that never fails (linearizability); exit code 7 if not. To be run while nodes are killed and cables
     /// pulled
     #[arg(long)]
     pub check: bool,

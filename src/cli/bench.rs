@@ -1,5 +1,4 @@
-//! bench: a closed loop of puts, gets, batches or scans, or, with `--check`, of all calls on single keys, whose answers
-//! are checked.
+//! bench: a closed loop of puts, gets, batches or scans, or, with `--check`, of all calls, whose answers are checked.
 //!
 //! Closed means that a client makes its next call when the last one is answered, so a slow server is
 //! asked less: latencies are those of this load, not of calls that arrive whatever happens. Failed
@@ -26,6 +25,7 @@ use super::tool::{Fault, Outcome, Printer};
 use crate::client::{Client, ScanOptions, WriteOp};
 use crate::error::{Error, Reason};
 use crate::history::Recorder;
+use crate::limits::{BATCH_OPERATIONS_MAX, MESSAGE_BYTES_MAX};
 use report::{Kind, Measured};
 
 /// A client that failed waits before its next call, or a dead server would be a busy loop.
@@ -66,6 +66,7 @@ pub(super) async fn run(session: &mut Session, args: Bench) -> Outcome {
         work: args.work,
         read_percent: u64::from(args.read_percent),
         records: args.records,
+        batch_max: args.batch_max,
         zipf: args.zipf.then(|| Zipf::new(args.keys)),
         values,
         until: Instant::now() + args.duration,
@@ -112,6 +113,8 @@ struct Load {
     keys: u64,
     /// Of each call.
     records: u64,
+    /// Writes that one batch can hold.
+    batch_max: u64,
 }
 
 impl std::ops::Deref for Load {
@@ -148,13 +151,24 @@ impl Load {
             }
             Work::Put | Work::Get | Work::Mixed => 1,
         };
+        let has_draw = matches!(args.work, Work::Put | Work::Get | Work::Mixed);
+        if args.zipf && !has_draw {
+            return Err(Fault::Usage("--zipf is of put, get and mixed".to_string()));
+        }
+        let record_bytes = args.value_size + key(&args.prefix, 0).len() as u64;
+        let batch_max = (MESSAGE_BYTES_MAX as u64 / record_bytes).min(BATCH_OPERATIONS_MAX as u64);
+        if args.work == Work::Batch && records > batch_max {
+            return Err(Fault::Usage(format!(
+                "a batch holds {batch_max} such records: lower --records or --value-size"
+            )));
+        }
         let keys = args.keys.unwrap_or(if args.check { KEYS_CHECKED } else { KEYS });
         if records > keys {
             return Err(Fault::Usage(format!("a call of {records} records needs as many --keys")));
         }
         // More keys than the calls are about would only be written and removed.
         let keys = keys.min(args.count.unwrap_or(u64::MAX).saturating_mul(records)).max(1);
-        Ok(Load { args, keys, records })
+        Ok(Load { args, keys, records, batch_max })
     }
 }
 
@@ -186,6 +200,7 @@ struct Shared {
     read_percent: u64,
     /// Of a batch or a scan.
     records: u64,
+    batch_max: u64,
     zipf: Option<Zipf>,
     values: Values,
     until: Instant,

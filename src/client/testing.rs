@@ -309,8 +309,7 @@ impl State {
         Ok(v1::DeleteResponse { existed, revision: self.next_revision() })
     }
 
-    fn select(&self, request: &v1::ScanRequest) -> Vec<v1::Record> {
-        let records = self.records.lock().unwrap();
+    fn select(request: &v1::ScanRequest, records: &BTreeMap<Bytes, v1::Record>) -> Vec<v1::Record> {
         let lower =
             if request.start.is_empty() { Bound::Unbounded } else { Bound::Included(request.start.clone()) };
         let upper =
@@ -448,7 +447,7 @@ impl v1::kv_server::Kv for State {
     /// Fails, if the plan says so, after the first message.
     async fn scan(&self, request: Request<v1::ScanRequest>) -> Result<Response<Self::ScanStream>, Status> {
         let request = request.into_inner();
-        let found = self.select(&request);
+        let found = self.buggy_scan(|records| State::select(&request, records));
         let mut messages: Vec<Result<v1::ScanResponse, Status>> = found
             .chunks(self.page)
             .enumerate()
@@ -510,8 +509,8 @@ impl v1::kv_server::Kv for State {
                         let status = to_status(&Error::new(Reason::Unavailable, "no leader"));
                         if first { Err(status) } else { state.write_put(put).map(Outcome::Put) }
                     }
-                    Operation::Put(put) => state.write_put(put).map(Outcome::Put),
-                    Operation::Delete(delete) => state.write_delete(delete).map(Outcome::Delete),
+                    Operation::Put(put) => state.buggy_put_of_batch(put).map(Outcome::Put),
+                    Operation::Delete(delete) => state.buggy_delete(delete).map(Outcome::Delete),
                 };
                 let outcome = result.unwrap_or_else(|status| {
                     let error = crate::error::from_status(&status, crate::error::Happened::No);
@@ -536,11 +535,10 @@ impl v1::kv_server::Kv for State {
     ) -> Result<Response<v1::BatchGetResponse>, Status> {
         use v1::batch_get_result::Result as Wire;
         self.act("batch_get", |state| {
-            let records = state.records.lock().unwrap();
             let results = request.into_inner().keys.into_iter().enumerate().map(|(number, key)| {
-                let result = match records.get(&key) {
+                let result = match state.buggy_get(&key) {
                     _ if number >= state.batch_get_room => Wire::NotRead(true),
-                    Some(record) => Wire::Record(record.clone()),
+                    Some(record) => Wire::Record(record),
                     None => Wire::NotFound(true),
                 };
                 v1::BatchGetResult { result: Some(result) }

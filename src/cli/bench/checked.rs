@@ -41,6 +41,8 @@ pub(super) struct Client<'a> {
     shared: &'a Shared,
     recorder: &'a Recorder,
     number: u32,
+    /// Of one batch: no more than fit into it.
+    writes_max: u64,
     /// Puts so far.
     puts: u64,
     /// The version that each key had when this client last heard of it.
@@ -49,7 +51,8 @@ pub(super) struct Client<'a> {
 
 impl<'a> Client<'a> {
     pub(super) fn new(shared: &'a Shared, recorder: &'a Recorder, number: u32) -> Client<'a> {
-        Client { shared, recorder, number, puts: 0, versions: BTreeMap::new() }
+        let writes_max = shared.batch_max.min(TOGETHER_MAX);
+        Client { shared, recorder, number, writes_max, puts: 0, versions: BTreeMap::new() }
     }
 
     /// Makes one call, and takes down what became of it on each of its keys. A condition that does not hold is no
@@ -78,7 +81,7 @@ impl<'a> Client<'a> {
     }
 
     async fn write_together(&mut self, dice: &mut Dice, measured: &mut Measured) -> Result<()> {
-        let numbers: Vec<u64> = self.together(dice).collect();
+        let numbers: Vec<u64> = self.together(dice, self.writes_max).collect();
         let calls: Vec<Call> = numbers.iter().map(|at| self.draw_write(*at, dice)).collect();
         let asked: Vec<Asked> = numbers.iter().zip(&calls).map(|(at, call)| self.ask(*at, *call)).collect();
         let ops: Vec<WriteOp> = asked.iter().filter_map(|one| self.op(one)).collect();
@@ -96,7 +99,7 @@ impl<'a> Client<'a> {
     }
 
     async fn read_together(&mut self, dice: &mut Dice, measured: &mut Measured) -> Result<()> {
-        let asked: Vec<Asked> = self.together(dice).map(|at| self.ask(at, Call::Get)).collect();
+        let asked: Vec<Asked> = self.together(dice, TOGETHER_MAX).map(|at| self.ask(at, Call::Get)).collect();
         let keys: Vec<Bytes> = asked.iter().map(|one| one.key.clone().into()).collect();
         let began = Instant::now();
         let found = self.shared.client.batch_get(&keys).await;
@@ -114,23 +117,46 @@ impl<'a> Client<'a> {
         let asked: Vec<Asked> = (first..end).map(|at| self.ask(at, Call::Get)).collect();
         let bound = |at| Bytes::from(key(&self.shared.prefix, at));
         let options = ScanOptions { start: bound(first), end: bound(end), ..ScanOptions::default() };
+        let mut records: Vec<Record> = Vec::new();
         let began = Instant::now();
-        let found: Result<Vec<Record>> = self.shared.client.scan(options).try_collect().await;
-        let took = began.elapsed();
-        let found = found.map(|records| {
-            let of = |one: &Asked| records.iter().find(|record| record.key == one.key.as_bytes());
-            asked.iter().map(|one| Ok(self.read(of(one)))).collect()
+        let scanned = self.shared.client.scan(options).try_for_each(|record| {
+            records.push(record);
+            std::future::ready(Ok(()))
         });
-        self.take_down(each(asked, found, |answer| answer))?;
+        let ended = scanned.await;
+        let took = began.elapsed();
+        let answers = self.scanned(asked, &records, &ended);
+        self.take_down(answers)?;
         measured.record(Kind::Scan, took, end - first);
         Ok(())
     }
 
+    /// What came before a failure counts; that something did not come says nothing then. Keys out of order, or twice, are
+    /// what no store answers.
+    fn scanned(
+        &self,
+        asked: Vec<Asked>,
+        records: &[Record],
+        ended: &Result<()>,
+    ) -> Vec<(Asked, Result<Answer>)> {
+        let is_in_order = records.is_sorted_by(|one, next| one.key < next.key);
+        let of = |one: Asked| {
+            let record = records.iter().find(|record| record.key == one.key.as_bytes());
+            let answer = match (record, ended) {
+                _ if !is_in_order => Ok(Answer::Found { value: NO_NUMBER, version: 0, revision: 0 }),
+                (None, Err(error)) => Err(error.clone()),
+                (record, _) => Ok(self.read(record)),
+            };
+            (one, answer)
+        };
+        asked.into_iter().map(of).collect()
+    }
+
     /// Some keys for one call, none twice.
-    fn together(&self, dice: &mut Dice) -> impl Iterator<Item = u64> + use<> {
+    fn together(&self, dice: &mut Dice, most: u64) -> impl Iterator<Item = u64> + use<> {
         let keys = self.shared.keys;
         let first = dice.below(keys);
-        let count = (2 + dice.below(TOGETHER_MAX - 1)).min(keys);
+        let count = (2 + dice.below(TOGETHER_MAX - 1)).min(keys).min(most);
         (first..first + count).map(move |at| at % keys)
     }
 

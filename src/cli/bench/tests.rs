@@ -89,6 +89,8 @@ async fn bench_of_many_records_and_its_histogram() {
         &["bench", "put", "--records", "5"][..],
         &["bench", "batch", "--keys", "100"],
         &["bench", "--check", "--zipf"],
+        &["bench", "scan", "--zipf"],
+        &["bench", "batch", "--value-size", "32k"],
     ] {
         assert_eq!(cli(&fake, words).await.exit, 2, "{words:?}");
     }
@@ -108,7 +110,7 @@ async fn bench_checks_the_answers() {
 
     // Some of what took place is answered as unknown: that is no violation.
     let unsure = |call: &str, number: usize| match call {
-        "put" | "delete" if number.is_multiple_of(7) => {
+        "put" | "delete" | "batch_write" if number.is_multiple_of(7) => {
             Act::WorkThenFail(to_status(&Error::new(Reason::OutcomeUnknown, "")))
         }
         _ => Act::Work,

@@ -26,10 +26,14 @@ pub(crate) enum Bug {
     TwoLeaders,
     /// Two copies of records differ, and the old ones are taken for right.
     RepairedFromTheWrongSide,
+    /// A put of a batch is acknowledged, and not there.
+    LostInBatch,
+    /// A scan leaves out a key that is there.
+    ScanMisses,
 }
 
 impl Bug {
-    pub(crate) const ALL: [Bug; 7] = [
+    pub(crate) const ALL: [Bug; 9] = [
         Bug::StaleRead,
         Bug::LostWrite,
         Bug::AppliedTwice,
@@ -37,6 +41,8 @@ impl Bug {
         Bug::IgnoresPrecondition,
         Bug::TwoLeaders,
         Bug::RepairedFromTheWrongSide,
+        Bug::LostInBatch,
+        Bug::ScanMisses,
     ];
 }
 
@@ -74,7 +80,7 @@ const LASTS: u64 = 200;
 const COPIED_EVERY: u64 = 64;
 
 impl State {
-    /// Before each get, put and delete: the bug, if there is one, and the number of the call.
+    /// Before each key's get, put or delete, and each scan: the bug, if there is one, and the number of the call.
     fn counted(&self) -> (Option<Bug>, u64) {
         let mut planted = self.planted.lock().unwrap();
         let Some(bug) = planted.bug else { return (None, 0) };
@@ -139,12 +145,7 @@ impl State {
     pub(super) fn buggy_put(&self, mut request: v1::PutRequest) -> Result<v1::PutResponse, Status> {
         let (bug, call) = self.counted();
         match bug {
-            Some(Bug::LostWrite) if self.spoils(call) => {
-                let before = self.records.lock().unwrap().clone();
-                let answer = self.write_put(request);
-                *self.records.lock().unwrap() = before;
-                return answer;
-            }
+            Some(Bug::LostWrite) if self.spoils(call) => return self.lost_put(request),
             Some(Bug::AppliedTwice) if request.precondition.is_none() && self.spoils(call) => {
                 self.planted.lock().unwrap().again = Some((call + 20, request.clone()));
             }
@@ -152,6 +153,37 @@ impl State {
             _ => {}
         }
         self.at_some_leader(call, || self.write_put(request))
+    }
+
+    fn lost_put(&self, request: v1::PutRequest) -> Result<v1::PutResponse, Status> {
+        let before = self.records.lock().unwrap().clone();
+        let answer = self.write_put(request);
+        *self.records.lock().unwrap() = before;
+        answer
+    }
+
+    pub(super) fn buggy_put_of_batch(&self, request: v1::PutRequest) -> Result<v1::PutResponse, Status> {
+        let (bug, calls) = {
+            let planted = self.planted.lock().unwrap();
+            (planted.bug, planted.calls)
+        };
+        match bug {
+            Some(Bug::LostInBatch) if self.spoils(calls) => self.lost_put(request),
+            _ => self.buggy_put(request),
+        }
+    }
+
+    /// What a scan finds, which `select` takes from the records.
+    pub(super) fn buggy_scan(&self, select: impl Fn(&Records) -> Vec<v1::Record>) -> Vec<v1::Record> {
+        let (bug, call) = self.counted();
+        if bug == Some(Bug::StaleRead) && self.spoils(call) {
+            return select(&self.planted.lock().unwrap().old);
+        }
+        let mut found = self.at_some_leader(call, || select(&self.records.lock().unwrap()));
+        if bug == Some(Bug::ScanMisses) && !found.is_empty() && self.spoils(call) {
+            found.remove(0);
+        }
+        found
     }
 
     pub(super) fn buggy_delete(&self, request: v1::DeleteRequest) -> Result<v1::DeleteResponse, Status> {
