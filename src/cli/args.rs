@@ -227,8 +227,8 @@ pub struct Bench {
     #[arg(long, short = 'n', value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
     /// Write, read, delete and write on conditions, by single calls and batches, and scan, and check afterwards that all
-    /// answers are those of a store that never fails (linearizability); exit code 7 if not. To be run while nodes are killed and cables
-    /// pulled
+    /// answers are those of a store that never fails (linearizability); exit code 7 if not. To be run while nodes are
+    /// killed and cables pulled
     #[arg(long)]
     pub check: bool,
     /// Connections to each server

@@ -144,6 +144,9 @@ impl Load {
             args.count.get_or_insert(checked::CALLS_MAX);
         }
         let records = match args.work {
+            Work::Batch | Work::Scan if args.zipf => {
+                return Err(Fault::Usage("--zipf is of put, get and mixed".to_string()));
+            }
             Work::Batch => args.records.unwrap_or(BATCH_RECORDS),
             Work::Scan => args.records.unwrap_or(SCAN_RECORDS),
             Work::Put | Work::Get | Work::Mixed if args.records.is_some() => {
@@ -151,10 +154,6 @@ impl Load {
             }
             Work::Put | Work::Get | Work::Mixed => 1,
         };
-        let has_draw = matches!(args.work, Work::Put | Work::Get | Work::Mixed);
-        if args.zipf && !has_draw {
-            return Err(Fault::Usage("--zipf is of put, get and mixed".to_string()));
-        }
         let record_bytes = args.value_size + key(&args.prefix, 0).len() as u64;
         let batch_max = (MESSAGE_BYTES_MAX as u64 / record_bytes).min(BATCH_OPERATIONS_MAX as u64);
         if args.work == Work::Batch && records > batch_max {

@@ -388,23 +388,22 @@ impl<M: Machine> Group<M> {
             // Its log stays: it may be what somebody rescues.
             return Ok(());
         }
-        let stopped = |error: &dyn fmt::Display| self.failed(error);
         self.raft
             .with_state_machine(move |machine| {
                 machine.checkpointed(upto.index);
                 Box::pin(std::future::ready(()))
             })
             .await
-            .map_err(|error| stopped(&error))?;
+            .map_err(|error| self.failed(&error))?;
         // openraft purges only what a snapshot covers; ours is the live state, which is always newer.
-        self.raft.trigger().snapshot().await.map_err(|error| stopped(&error))?;
+        self.raft.trigger().snapshot().await.map_err(|error| self.failed(&error))?;
         self.raft
             .wait(Some(SNAPSHOT_NOTED_WITHIN))
             .metrics(|metrics| metrics.snapshot.as_ref().map(log_id) >= Some(upto), "snapshot noted")
             .await
-            .map_err(|error| stopped(&error))?;
+            .map_err(|error| self.failed(&error))?;
         match self.purge_to(upto.index) {
-            Some(upto) => self.raft.trigger().purge_log(upto).await.map_err(|error| stopped(&error)),
+            Some(upto) => self.raft.trigger().purge_log(upto).await.map_err(|error| self.failed(&error)),
             None => Ok(()),
         }
     }

@@ -105,9 +105,8 @@ pub(super) async fn propose_all<M: Machine>(
                 let _ = answer.send(result);
             }
         });
-        if has_one_replica(&raft_metrics.borrow_watched())
-            || timeout(GATHERED_WITHIN, &mut answering).await.is_err()
-        {
+        let is_alone = has_one_replica(&raft_metrics.borrow_watched());
+        if is_alone || timeout(GATHERED_WITHIN, &mut answering).await.is_err() {
             runtime::spawn(answering);
         }
     }
