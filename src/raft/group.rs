@@ -218,8 +218,7 @@ impl<M: Machine> Group<M> {
         let machine_lives = state_machine.lives();
         let config = config(key).validate().map_err(|error| open_error(error.to_string()))?;
         let outgoing = Outgoing::default();
-        let peers =
-            Peers { key, carrier: carrier.clone(), metrics: metrics.clone(), outgoing: outgoing.clone() };
+        let peers = Peers::new(key, carrier.clone(), metrics.clone(), outgoing.clone());
         let raft = Raft::build(key.replica.0, Arc::new(config), peers, log_store, state_machine)
             .await
             .map_err(|error| open_error(error.to_string()))?;

@@ -4,9 +4,9 @@
 //! the consensus core in order. Each of openraft's clients has one task, so that each keeps to one class:
 //! heartbeats never wait behind entries, entries never behind a snapshot.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -58,21 +58,27 @@ type Answered = StreamAppendResult<TypeConfig>;
 /// The other replicas of a group.
 #[derive(Debug)]
 pub(crate) struct Peers {
-    pub key: LogKey,
-    pub carrier: Arc<dyn Carrier>,
-    pub metrics: Metrics,
-    pub outgoing: Outgoing,
+    key: LogKey,
+    carrier: Arc<dyn Carrier>,
+    metrics: Metrics,
+    outgoing: Outgoing,
+    /// What each of them said it has. Its clients share it: whichever asks first hears that something is missing.
+    acknowledged: BTreeMap<u64, Arc<Mutex<Acknowledged>>>,
 }
 
 impl Peers {
-    fn peer(&self, target: u64, class: Class) -> Peer {
+    pub(crate) fn new(key: LogKey, carrier: Arc<dyn Carrier>, metrics: Metrics, outgoing: Outgoing) -> Peers {
+        Peers { key, carrier, metrics, outgoing, acknowledged: BTreeMap::new() }
+    }
+
+    fn peer(&mut self, target: u64, class: Class) -> Peer {
         Peer {
             route: Route { group: self.key.group, from: self.key.replica, to: ReplicaId(target) },
             class,
             carrier: self.carrier.clone(),
             metrics: self.metrics.clone(),
             outgoing: self.outgoing.clone(),
-            acknowledged: None,
+            acknowledged: self.acknowledged.entry(target).or_default().clone(),
         }
     }
 }
@@ -102,8 +108,30 @@ pub(crate) struct Peer {
     pub(super) carrier: Arc<dyn Carrier>,
     pub(super) metrics: Metrics,
     pub(super) outgoing: Outgoing,
-    /// The last entry that it said it has, durably, since this task began.
-    acknowledged: Option<RaftLogId>,
+    acknowledged: Arc<Mutex<Acknowledged>>,
+}
+
+/// The last entry that a replica told one leader it has, durably.
+#[derive(Debug, Default)]
+pub(crate) struct Acknowledged {
+    /// Whose answers these are. Entries that it acknowledged to an earlier leader may be gone for a good reason.
+    vote: Option<Vote>,
+    last: Option<RaftLogId>,
+}
+
+impl Acknowledged {
+    fn add(&mut self, vote: Vote, last: Option<RaftLogId>) {
+        if self.vote != Some(vote) {
+            *self = Acknowledged { vote: Some(vote), last: None };
+        }
+        self.last = self.last.max(last);
+    }
+
+    /// The last one, if it acknowledged what it misses now; said once.
+    fn lost(&mut self, vote: Vote, missing: RaftLogId) -> Option<RaftLogId> {
+        let is_this_leader = self.vote == Some(vote);
+        self.last.take_if(|last| is_this_leader && missing.index <= last.index)
+    }
 }
 
 /// Why a call went unanswered.
@@ -126,12 +154,15 @@ impl Peer {
         Timeout { action, id: self.route.from.0, target: self.route.to.0, timeout }
     }
 
+    fn acknowledged(&self) -> MutexGuard<'_, Acknowledged> {
+        self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Says so if a follower has no entry any more that it acknowledged to this leader. It gets it again; but what
     /// was committed with its help may be on one disk less than was promised.
-    fn look_for_loss(&mut self, missing: RaftLogId) {
-        if let Some(acknowledged) =
-            self.acknowledged.take_if(|acknowledged| missing.index <= acknowledged.index)
-        {
+    fn look_for_loss(&self, vote: Vote, missing: RaftLogId) {
+        let lost = self.acknowledged().lost(vote, missing);
+        if let Some(acknowledged) = lost {
             tracing::error!(
                 route = %self.route,
                 %acknowledged,
@@ -277,6 +308,7 @@ fn mixed(number: u64) -> u64 {
 /// A request whose answer is awaited.
 struct InFlight {
     answer: BoxFuture<'static, Result<Bytes, CarryError>>,
+    vote: Vote,
     prev: Option<RaftLogId>,
     last: Option<RaftLogId>,
     bytes: usize,
@@ -410,7 +442,7 @@ where
                 metrics.entries_sent.inc_by(request.entries.len() as u64);
             }
         }
-        let prev = request.prev_log_id;
+        let (vote, prev) = (request.vote, request.prev_log_id);
         let last = request.entries.last().map(|entry| entry.log_id).or(prev);
         let message = encode_append(&request);
         let bytes = message.len();
@@ -423,7 +455,7 @@ where
         if request.leader_commit > self.told.commit {
             self.told = Told { commit: request.leader_commit, at: Instant::now() };
         }
-        self.in_flight.push_back(InFlight { answer, prev, last, bytes, owed });
+        self.in_flight.push_back(InFlight { answer, vote, prev, last, bytes, owed });
     }
 
     fn answered(&mut self, answer: Option<Result<Bytes, CarryError>>) {
@@ -440,7 +472,7 @@ where
         };
         match &answer {
             Ok(Ok(last)) => {
-                self.peer.acknowledged = self.peer.acknowledged.max(*last);
+                self.peer.acknowledged().add(request.vote, *last);
                 self.ready.extend((1..request.owed).map(|_| Ok(Ok(request.prev))));
                 if request.owed == 0 {
                     return;
@@ -448,7 +480,7 @@ where
             }
             Ok(Err(StreamAppendError::Conflict(at))) => {
                 self.peer.metrics.append_conflicts.inc();
-                self.peer.look_for_loss(*at);
+                self.peer.look_for_loss(request.vote, *at);
             }
             Ok(Err(StreamAppendError::HigherVote(_))) | Err(_) => {}
         }
@@ -458,8 +490,6 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use openraft::EntryPayload;
     use prometheus::Registry;
     use tokio::sync::mpsc;
@@ -504,15 +534,36 @@ mod tests {
         }
     }
 
+    fn peers(carrier: Arc<dyn Carrier>) -> Peers {
+        let key = LogKey { group: GroupId(1), replica: ReplicaId(1) };
+        Peers::new(key, carrier, Metrics::register(&Registry::new()).unwrap(), Outgoing::default())
+    }
+
+    #[test]
+    fn what_is_missing_is_lost_if_this_leader_was_told_that_it_is_there() {
+        let mut peers = peers(Arc::new(Noting::default()));
+        let (appends, heartbeats) = (peers.peer(2, Class::Append), peers.peer(2, Class::Control));
+        let (vote, later) = (Vote::new_committed(1, 1), Vote::new_committed(2, 1));
+        let missing = |index| id(index).unwrap();
+        appends.acknowledged().add(vote, id(5));
+        heartbeats.acknowledged().add(vote, id(3));
+        assert_eq!(
+            peers.peer(3, Class::Control).acknowledged().lost(vote, missing(5)),
+            None,
+            "another replica"
+        );
+        assert_eq!(heartbeats.acknowledged().lost(vote, missing(6)), None);
+        assert_eq!(heartbeats.acknowledged().lost(later, missing(5)), None, "it was not told this leader");
+        assert_eq!(heartbeats.acknowledged().lost(vote, missing(5)), id(5));
+        assert_eq!(appends.acknowledged().lost(vote, missing(5)), None, "once");
+        appends.acknowledged().add(later, id(2));
+        assert_eq!(appends.acknowledged().lost(later, missing(2)), id(2));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_is_committed_is_told_with_entries_and_now_and_then() {
         let carrier = Arc::new(Noting::default());
-        let peers = Peers {
-            key: LogKey { group: GroupId(1), replica: ReplicaId(1) },
-            carrier: carrier.clone(),
-            metrics: Metrics::register(&Registry::new()).unwrap(),
-            outgoing: Outgoing::default(),
-        };
+        let mut peers = peers(carrier.clone());
         let mut peer = peers.peer(2, Class::Append);
         let (requests, input) = mpsc::channel(16);
         let option = RPCOption::new(Duration::from_secs(1));
