@@ -11,12 +11,13 @@ mod metrics;
 #[path = "support/process.rs"]
 mod process;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use cluster::{Cluster, WAIT_MAX, get, info};
 use rushkv::Client;
-use rushkv::client::CONNECTIONS_DEFAULT;
+use rushkv::client::{CONNECTIONS_DEFAULT, WriteOp};
 use rushkv::error::{Happened, Reason, from_status};
 use rushkv::kv::{Op, Precondition, encode_command};
 use rushkv::proto::v1::cluster_client::ClusterClient;
@@ -156,6 +157,13 @@ async fn round_in_doubt(client: &Client) -> usize {
 async fn calls_go_straight_to_the_leaders() {
     let counted = Counted::start().await;
     let client = counted.warm_client(0).await;
+    let keys: Vec<Bytes> = (0..KEYS).map(|key| format!("k{key}").into()).collect();
+    let mut held = BTreeSet::new();
+    let mut cluster = ClusterClient::new(counted.cluster.channels()[0].clone());
+    for key in &keys {
+        let located = cluster.locate_key(LocateKeyRequest { key: key.clone() }).await.unwrap().into_inner();
+        held.insert(located.partition.unwrap().id);
+    }
     // A leadership that moves in the midst of it makes a detour right: then it is looked at again.
     for _ in 0..10 {
         let terms = counted.terms().await;
@@ -164,9 +172,15 @@ async fn calls_go_straight_to_the_leaders() {
         for _ in 0..2 {
             round(&client).await;
         }
+        // A batch counts once for each of its partitions.
+        let read = client.batch_get(&keys).await.unwrap();
+        assert!(read.iter().all(|one| matches!(one, Ok(Some(_)))), "{read:?}");
+        let ops: Vec<WriteOp> = keys.iter().map(|key| WriteOp::put(key.clone(), "w")).collect();
+        let written = client.batch_write(&ops).await.unwrap();
+        assert!(written.iter().all(Result::is_ok), "{written:?}");
         let (detours, local) = (counted.detours().await - detours, counted.sum(LOCAL).await - local);
         if counted.terms().await == terms {
-            assert_eq!((detours, local), (0, 2 * 2 * KEYS));
+            assert_eq!((detours, local), (0, 2 * 2 * KEYS + 2 * held.len() as u64));
             return;
         }
     }

@@ -1,18 +1,21 @@
 //! Batches: what is tried again when only some operations failed.
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 
 use super::call::{Backoff, Kind, may_retry};
 use super::types::{self, Record, WriteOp, WriteOutcome};
 use super::{Client, consistency, kv_client};
 use crate::error::{Error, Happened, Reason, Result};
+use crate::placement;
 use crate::proto::v1;
 
-/// Writes `ops`. Operations that surely did not take place are tried again, together and in order, but
-/// only while no outcome is unknown: a write that may yet happen must not come after one that was
-/// behind it.
-pub(super) async fn write(client: &Client, ops: &[WriteOp]) -> Result<Vec<Result<WriteOutcome>>> {
+/// One for each operation or key, in order.
+type Results<T> = Vec<Result<T>>;
+
+/// Writes `ops`: those of one leader in one call, all at once.
+pub(super) async fn write(client: &Client, ops: &[WriteOp]) -> Result<Results<WriteOutcome>> {
     let mut bytes = 0;
     for op in ops {
         types::check(op)?;
@@ -22,32 +25,43 @@ pub(super) async fn write(client: &Client, ops: &[WriteOp]) -> Result<Vec<Result
         }
     }
     types::check_batch(ops.len(), bytes)?;
-    if ops.is_empty() {
-        return Ok(Vec::new());
-    }
 
     let deadline = client.deadline();
+    let parts = client.inner.routes.by_leader(ops.iter().map(|op| placement::hash(op.key())));
+    let written = parts.into_iter().map(|part| async move {
+        let outcomes = write_part(client, ops, &part, deadline).await;
+        (part, outcomes)
+    });
+    together(ops.len(), join_all(written).await)
+}
+
+/// Operations that surely did not take place are tried again, together and in order, but only while no outcome is
+/// unknown: a write that may yet happen must not come after one that was behind it.
+async fn write_part(
+    client: &Client,
+    ops: &[WriteOp],
+    part: &[usize],
+    deadline: Instant,
+) -> Result<Results<WriteOutcome>> {
     let mut backoff = Backoff::default();
-    let mut outcomes: Vec<Option<Result<WriteOutcome>>> = vec![None; ops.len()];
-    let mut pending: Vec<usize> = (0..ops.len()).collect();
-    loop {
-        let operations = pending.iter().map(|&at| ops[at].to_wire()).collect();
-        let request = v1::BatchWriteRequest { operations };
+    let mut outcomes: Vec<Option<Result<WriteOutcome>>> = vec![None; part.len()];
+    let mut pending: Vec<usize> = (0..part.len()).collect();
+    while let Some(&first) = pending.first() {
+        let op = |at: usize| &ops[part[at]];
+        let request =
+            v1::BatchWriteRequest { operations: pending.iter().map(|&at| op(at).to_wire()).collect() };
         let send = |channel, request| async move { kv_client(channel).batch_write(request).await };
-        let (response, endpoint) = match client.caller().call(Kind::Write, &request, deadline, send).await {
-            Ok(answer) => answer,
-            // In the first round it is the whole batch's failure; later, only that of what was left.
-            Err(error) if pending.len() == ops.len() => return Err(error),
-            Err(error) => {
-                for at in pending {
-                    outcomes[at] = Some(Err(error.clone()));
-                }
+        let hash = placement::hash(op(first).key());
+        let answer = client.caller().call_leader_of_all(Kind::Write, hash, &request, deadline, send).await;
+        let (response, endpoint) = match answer {
+            Ok((response, endpoint)) if response.outcomes.len() == pending.len() => (response, endpoint),
+            failed => {
+                let count = |response: &v1::BatchWriteResponse| response.outcomes.len();
+                let error = failure(failed, pending.len(), count);
+                give_up(&mut outcomes, &pending, error)?;
                 break;
             }
         };
-        if response.outcomes.len() != pending.len() {
-            return Err(miscounted(&endpoint, pending.len(), response.outcomes.len()));
-        }
         let mut again = Vec::new();
         let mut unknown = false;
         for (at, outcome) in pending.into_iter().zip(response.outcomes) {
@@ -67,31 +81,59 @@ pub(super) async fn write(client: &Client, ops: &[WriteOp]) -> Result<Vec<Result
         sleep(pause).await;
         pending = again;
     }
-    Ok(outcomes.into_iter().map(|outcome| outcome.expect("every operation was in the first round")).collect())
+    Ok(all(outcomes))
 }
 
-/// Reads `keys`. What the answer had no room for is asked for again, and so is what failed for a while.
-pub(super) async fn get(client: &Client, keys: &[Bytes], stale: bool) -> Result<Vec<Result<Option<Record>>>> {
+/// Reads `keys`: those of one leader in one call, all at once.
+pub(super) async fn get(client: &Client, keys: &[Bytes], stale: bool) -> Result<Results<Option<Record>>> {
     keys.iter().try_for_each(|key| types::check_key(key))?;
     types::check_batch(keys.len(), keys.iter().map(Bytes::len).sum())?;
-    if keys.is_empty() {
-        return Ok(Vec::new());
-    }
 
     let deadline = client.deadline();
+    let hashes = keys.iter().map(|key| placement::hash(key));
+    // Any node answers what may be old.
+    let parts = if stale { vec![(0..keys.len()).collect()] } else { client.inner.routes.by_leader(hashes) };
+    let read = parts.into_iter().map(|part| async move {
+        let results = get_part(client, keys, &part, stale, deadline).await;
+        (part, results)
+    });
+    together(keys.len(), join_all(read).await)
+}
+
+/// What the answer had no room for is asked for again, and so is what failed for a while.
+async fn get_part(
+    client: &Client,
+    keys: &[Bytes],
+    part: &[usize],
+    stale: bool,
+    deadline: Instant,
+) -> Result<Results<Option<Record>>> {
     let mut backoff = Backoff::default();
-    let mut results: Vec<Option<Result<Option<Record>>>> = vec![None; keys.len()];
-    let mut pending: Vec<usize> = (0..keys.len()).collect();
-    loop {
+    let mut results: Vec<Option<Result<Option<Record>>>> = vec![None; part.len()];
+    let mut pending: Vec<usize> = (0..part.len()).collect();
+    while let Some(&first) = pending.first() {
+        let key = |at: usize| &keys[part[at]];
         let request = v1::BatchGetRequest {
-            keys: pending.iter().map(|&at| keys[at].clone()).collect(),
+            keys: pending.iter().map(|&at| key(at).clone()).collect(),
             consistency: consistency(stale).into(),
         };
         let send = |channel, request| async move { kv_client(channel).batch_get(request).await };
-        let (response, endpoint) = client.caller().call(Kind::Read, &request, deadline, send).await?;
-        if response.results.len() != pending.len() {
-            return Err(miscounted(&endpoint, pending.len(), response.results.len()));
-        }
+        let answer = match stale {
+            true => client.caller().call(Kind::Read, &request, deadline, send).await,
+            false => {
+                let hash = placement::hash(key(first));
+                client.caller().call_leader_of_all(Kind::Read, hash, &request, deadline, send).await
+            }
+        };
+        let (response, endpoint) = match answer {
+            Ok((response, endpoint)) if response.results.len() == pending.len() => (response, endpoint),
+            failed => {
+                let count = |response: &v1::BatchGetResponse| response.results.len();
+                let error = failure(failed, pending.len(), count);
+                give_up(&mut results, &pending, error)?;
+                break;
+            }
+        };
         let before = pending.len();
         let mut again = Vec::new();
         for (at, result) in pending.into_iter().zip(response.results) {
@@ -116,7 +158,71 @@ pub(super) async fn get(client: &Client, keys: &[Bytes], stale: bool) -> Result<
         sleep(pause).await;
         pending = again;
     }
-    Ok(results.into_iter().map(|result| result.expect("every key was in the first round")).collect())
+    Ok(all(results))
+}
+
+/// What came of all parts, in order. `parts`: the places of each, and what came of them.
+///
+/// # Errors
+/// No part got an answer. If one of them may have taken place, that is what is told.
+fn together<T: Clone>(count: usize, parts: Vec<(Vec<usize>, Result<Results<T>>)>) -> Result<Results<T>> {
+    let mut together: Vec<Option<Result<T>>> = vec![None; count];
+    let mut answered = parts.is_empty();
+    let mut worst: Option<Error> = None;
+    for (part, results) in parts {
+        match results {
+            Ok(results) => {
+                answered = true;
+                for (at, result) in part.into_iter().zip(results) {
+                    together[at] = Some(result);
+                }
+            }
+            Err(error) => {
+                for at in part {
+                    together[at] = Some(Err(error.clone()));
+                }
+                let is_worse = |worst: &Error| worst.happened() == Happened::No;
+                if worst.as_ref().is_none_or(is_worse) {
+                    worst = Some(error);
+                }
+            }
+        }
+    }
+    match worst {
+        Some(error) if !answered => Err(error),
+        _ => Ok(all(together)),
+    }
+}
+
+/// A call failed as a whole: that is the failure of what is pending.
+///
+/// # Errors
+/// Nothing of its part was ever answered.
+fn give_up<T: Clone>(results: &mut [Option<Result<T>>], pending: &[usize], error: Error) -> Result<()> {
+    if results.iter().all(Option::is_none) {
+        return Err(error);
+    }
+    for &at in pending {
+        results[at] = Some(Err(error.clone()));
+    }
+    Ok(())
+}
+
+fn all<T>(results: Vec<Option<Result<T>>>) -> Results<T> {
+    results
+        .into_iter()
+        .map(|result| result.expect("every one is in a part, and was in its first round"))
+        .collect()
+}
+
+/// Why an answer is none: the call failed, or it has not as many results as were `asked` for.
+fn failure<R>(answer: Result<(R, String)>, asked: usize, count: impl Fn(&R) -> usize) -> Error {
+    match answer {
+        Ok((response, endpoint)) => {
+            senseless(&endpoint, &format!("{} results for {asked} operations", count(&response)))
+        }
+        Err(error) => error,
+    }
 }
 
 fn write_outcome(outcome: v1::WriteOutcome, endpoint: &str) -> Result<WriteOutcome> {
@@ -135,11 +241,31 @@ fn operation_error(error: v1::OperationError, endpoint: &str) -> Error {
     error.with("endpoint", endpoint)
 }
 
-fn miscounted(endpoint: &str, asked: usize, got: usize) -> Error {
-    senseless(endpoint, &format!("{got} results for {asked} operations"))
-}
-
 fn senseless(endpoint: &str, what: &str) -> Error {
     Error::new(Reason::Internal, format!("{endpoint}: the answer makes no sense: {what}"))
         .with("endpoint", endpoint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_of_which_nothing_was_answered_may_have_taken_place_if_any_part_may() {
+        let failed = |reason| Err(Error::new(reason, "said the server"));
+        let parts = |reasons: [Reason; 3]| -> Vec<(Vec<usize>, Result<Results<()>>)> {
+            (0..).zip(reasons).map(|(at, reason)| (vec![2 - at], failed(reason))).collect()
+        };
+        use Reason::{OutcomeUnknown, Overloaded, Unavailable};
+        let told = |reasons| together(3, parts(reasons)).unwrap_err().reason;
+        assert_eq!(told([Unavailable, Overloaded, Unavailable]), Unavailable);
+        assert_eq!(told([Unavailable, OutcomeUnknown, Unavailable]), OutcomeUnknown);
+
+        let mut parts = parts([Unavailable, OutcomeUnknown, Unavailable]);
+        parts[0].1 = Ok(vec![Ok(())]);
+        let results = together(3, parts).unwrap();
+        let reasons: Vec<_> = results.into_iter().map(|one| one.map_err(|error| error.reason)).collect();
+        assert_eq!(reasons, [Err(Unavailable), Err(OutcomeUnknown), Ok(())]);
+        assert_eq!(together::<()>(0, Vec::new()), Ok(Vec::new()));
+    }
 }

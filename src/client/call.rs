@@ -64,6 +64,24 @@ impl Caller<'_> {
         self.call_at(kind, None, message, deadline, send, None).await
     }
 
+    /// The same, of a call on several keys that have one leader, as far as is known: asks that one first. `hash`: of
+    /// the first key, which the answer tells the leader of.
+    pub(super) async fn call_leader_of_all<M, R, S, F>(
+        self,
+        kind: Kind,
+        hash: u64,
+        message: &M,
+        deadline: Instant,
+        send: S,
+    ) -> Result<(R, String)>
+    where
+        M: Clone,
+        S: Fn(GatedChannel, Request<M>) -> F,
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        self.call_at(kind, Some(hash), message, deadline, send, None).await
+    }
+
     /// The same, of a call on a key that its leader has to answer: asks that one first.
     pub(super) async fn call_leader<M, S, F>(
         self,

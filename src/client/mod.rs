@@ -17,7 +17,8 @@
 //! Every error names the endpoint it comes from, in its message and as metadata `endpoint`.
 //!
 //! Any node answers for any key. An answer that had to come from elsewhere says from where, and the client
-//! goes straight to the nodes that lead from then on; batches and scans go to any node.
+//! goes straight to the nodes that lead from then on. Batches are parted by leader, and their parts sent at once;
+//! scans go to any node.
 
 mod batch;
 mod call;
@@ -276,7 +277,8 @@ impl Client {
     /// Writes many keys: atomic within a partition, not across. One outcome per operation, in order.
     ///
     /// # Errors
-    /// The call as a whole failed: of `OutcomeUnknown`, every operation's outcome is unknown.
+    /// No operation got an answer. If the error's `happened()` is `Unknown`, each of them may have taken place, or may
+    /// yet; else none did.
     pub async fn batch_write(&self, ops: &[WriteOp]) -> Result<Vec<Result<WriteOutcome>>> {
         batch::write(self, ops).await
     }

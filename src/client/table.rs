@@ -64,6 +64,22 @@ impl Routes {
         table.leaders.get(&table.routing.partition_of(hash)).cloned()
     }
 
+    /// The places of these hashes, parted by who leads the partitions of their keys: no partition is in two parts.
+    /// Those of which nobody is known to lead are together.
+    pub(super) fn by_leader(&self, hashes: impl ExactSizeIterator<Item = u64>) -> Vec<Vec<usize>> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(table) = table.as_ref() else { return vec![(0..hashes.len()).collect()] };
+        let mut parts: Vec<(Option<&Arc<Endpoint>>, Vec<usize>)> = Vec::new();
+        for (place, hash) in hashes.enumerate() {
+            let leader = table.leaders.get(&table.routing.partition_of(hash));
+            match parts.iter_mut().find(|(of, _)| *of == leader) {
+                Some((_, part)) => part.push(place),
+                None => parts.push((leader, vec![place])),
+            }
+        }
+        parts.into_iter().map(|(_, part)| part).collect()
+    }
+
     /// `endpoint` did, by itself, what only a leader does.
     pub(super) fn leads(&self, hash: u64, endpoint: &Arc<Endpoint>) {
         if self.leader_of(hash).as_ref() != Some(endpoint) {

@@ -131,12 +131,24 @@ impl Fake {
         Fake { state, address, task }
     }
 
-    /// It tells this table from now on: partition 0 has every hash, and `leader` leads it.
-    pub(crate) fn tell_topology(&self, epoch: u64, leader: &str) {
-        let node = v1::Node { name: "leader".into(), address: leader.into(), ..v1::Node::default() };
-        let partition =
-            v1::Partition { last_hash: u64::MAX, leader: node.name.clone(), ..v1::Partition::default() };
-        let (nodes, partitions) = (vec![node], vec![partition]);
+    /// It tells this table from now on: a partition for each of `leaders`, who share the hashes in their order.
+    pub(crate) fn tell_topology(&self, epoch: u64, leaders: &[&str]) {
+        let (mut nodes, mut partitions) = (Vec::new(), Vec::new());
+        let part = u64::MAX / leaders.len() as u64;
+        for (number, leader) in leaders.iter().enumerate() {
+            let id = u32::try_from(number).unwrap();
+            let name = format!("leader{id}");
+            let first_hash = if id == 0 { 0 } else { part * u64::from(id) + 1 };
+            let last_hash = if number + 1 == leaders.len() { u64::MAX } else { part * u64::from(id + 1) };
+            nodes.push(v1::Node { name: name.clone(), address: leader.to_string(), ..v1::Node::default() });
+            partitions.push(v1::Partition {
+                id,
+                first_hash,
+                last_hash,
+                leader: name,
+                ..v1::Partition::default()
+            });
+        }
         let topology = v1::Topology { epoch, nodes, partitions, cluster_id: CLUSTER_ID.into() };
         *self.state.topology.lock().unwrap() = Some(topology);
     }

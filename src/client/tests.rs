@@ -280,7 +280,7 @@ async fn telling_of(address: &str) -> Fake {
         _ => Act::Work,
     });
     let fake = Fake::with(told).await;
-    fake.tell_topology(4, address);
+    fake.tell_topology(4, &[address]);
     fake
 }
 
@@ -291,6 +291,126 @@ async fn goes_to(client: &Client, leader: &Fake) {
         assert!(since.elapsed() < Duration::from_secs(10), "it never goes to the leader");
         client.put("k", "v").await.unwrap();
     }
+}
+
+/// A client that has got the table of `telling` by now, in which there are two leaders, and a batch with keys of both.
+async fn knowing_two(telling: &Fake) -> (Client, Vec<WriteOp>) {
+    let client = client(&telling.address);
+    let since = Instant::now();
+    while client.inner.routes.by_leader([0, u64::MAX].into_iter()).len() < 2 {
+        assert!(since.elapsed() < Duration::from_secs(10), "no table was fetched");
+        client.get("k").await.unwrap();
+    }
+    (client, (0..40).map(|number| WriteOp::put(format!("k{number:02}"), "v")).collect())
+}
+
+/// The same, of a server that leads the first half and tells that `second` leads the other.
+async fn client_of_two(second: &str) -> (Client, Fake, Vec<WriteOp>) {
+    let first = telling_of(second).await;
+    first.tell_topology(4, &[&first.address, second]);
+    let (client, ops) = knowing_two(&first).await;
+    (client, first, ops)
+}
+
+fn keys_of(fake: &Fake) -> Vec<Bytes> {
+    fake.state.records.lock().unwrap().keys().cloned().collect()
+}
+
+#[tokio::test]
+async fn a_batch_goes_to_the_leaders_of_its_keys_at_once() {
+    // Each half is answered when the other half has come, too.
+    let both = std::sync::Arc::new(tokio::sync::Barrier::new(2));
+    let meet = |both: &std::sync::Arc<tokio::sync::Barrier>| {
+        let both = both.clone();
+        Box::new(move |call: &'static str, _: usize| match call {
+            "batch_write" | "batch_get" => Act::Meet(both.clone()),
+            _ => Act::Work,
+        })
+    };
+    let (first, second) = (Fake::with(meet(&both)).await, Fake::with(meet(&both)).await);
+    let telling = telling_of(&second.address).await;
+    telling.tell_topology(4, &[&first.address, &second.address]);
+    let (client, ops) = knowing_two(&telling).await;
+    let outcomes = client.batch_write(&ops).await.unwrap();
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    let (of_first, of_second) = (keys_of(&first), keys_of(&second));
+    assert_eq!(of_first.len() + of_second.len(), 40, "each once");
+    assert!(of_first.iter().all(|key| crate::placement::hash(key) <= u64::MAX / 2));
+    assert!(of_second.iter().all(|key| crate::placement::hash(key) > u64::MAX / 2));
+    assert_eq!((telling.count("batch_write"), first.count("batch_write")), (0, 1));
+
+    // Two keys of each, which is what these answer at once.
+    let keys: Vec<Bytes> = of_second[..2].iter().rev().chain(&of_first[..2]).cloned().collect();
+    let found = client.batch_get(&keys).await.unwrap();
+    let found: Vec<Bytes> = found.into_iter().map(|one| one.unwrap().unwrap().key).collect();
+    assert_eq!(found, keys, "in their order");
+}
+
+#[tokio::test]
+async fn the_half_of_a_batch_whose_leader_is_gone_goes_to_another_node() {
+    let (client, first, ops) = client_of_two(&refusing()).await;
+    let outcomes = client.batch_write(&ops).await.unwrap();
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    assert_eq!((keys_of(&first).len(), first.count("batch_write")), (40, 2));
+}
+
+#[tokio::test]
+async fn the_half_of_a_batch_that_failed_is_told_and_the_other_stands() {
+    let failing = Fake::with(Box::new(|call, _| match call {
+        "batch_write" => Act::WorkThenFail(status(Reason::OutcomeUnknown)),
+        "batch_get" => Act::Fail(status(Reason::Internal)),
+        _ => Act::Work,
+    }));
+    let failing = failing.await;
+    let (client, first, ops) = client_of_two(&failing.address).await;
+    let keys: Vec<Bytes> = ops.iter().map(|op| op.key().clone()).collect();
+    for (key, found) in keys.iter().zip(client.batch_get(&keys).await.unwrap()) {
+        assert_eq!(found.is_ok(), crate::placement::hash(key) <= u64::MAX / 2, "{found:?}");
+    }
+    let outcomes = client.batch_write(&ops).await.unwrap();
+    let (done, of_failing) = (keys_of(&first), keys_of(&failing));
+    assert_eq!(done.len() + of_failing.len(), 40, "nothing is written twice");
+    for (op, outcome) in ops.iter().zip(outcomes) {
+        match outcome {
+            Ok(_) => assert!(done.contains(op.key())),
+            Err(error) => {
+                assert!(of_failing.contains(op.key()));
+                assert_eq!(error.reason, Reason::OutcomeUnknown);
+            }
+        }
+    }
+}
+
+/// A server that passes calls on tells so; what it tells of a batch's first key is enough.
+#[tokio::test]
+async fn a_batch_learns_who_leads() {
+    let leader = Fake::start().await;
+    let address = leader.address.clone();
+    let first = Fake::with(Box::new(move |call, _| match call {
+        "batch_write" => Act::Tell(address.clone()),
+        _ => Act::Work,
+    }));
+    let first = first.await;
+    first.tell_topology(4, &[&leader.address]);
+    let client = client(&first.address);
+    let since = Instant::now();
+    while leader.count("batch_write") == 0 {
+        assert!(since.elapsed() < Duration::from_secs(10), "it never goes to the leader");
+        client.batch_write(&[WriteOp::put("k", "v")]).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_batch_get_keeps_what_it_has_when_a_later_call_fails() {
+    let fake = Fake::with(Box::new(|call, number| match call {
+        "batch_get" if number > 0 => Act::Fail(status(Reason::Internal)),
+        _ => Act::Work,
+    }));
+    let fake = fake.await;
+    let keys: Vec<Bytes> = (0..5).map(|n| format!("k{n}").into()).collect();
+    let results = client(&fake.address).batch_get(&keys).await.unwrap();
+    let failed: Vec<bool> = results.iter().map(Result::is_err).collect();
+    assert_eq!(failed, [false, false, true, true, true], "room for two");
 }
 
 #[tokio::test]

@@ -145,6 +145,12 @@ impl Node {
         Routed { result, leader }
     }
 
+    /// Who leads the partition of a key, as far as is known here, if that is another node.
+    pub fn leader_elsewhere(&self, key: &[u8]) -> Option<Leader> {
+        let (_, partition) = self.locate(key).ok()?;
+        self.leader_at(key, self.leader_of(partition.group()).ok()?)
+    }
+
     fn leader_at(&self, key: &[u8], place: Place) -> Option<Leader> {
         let Place::There(node) = place else { return None };
         let cluster = self.cluster()?;

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use crate::error::Result;
 use crate::kv;
 use crate::node::{ClusterInfo, Consistency, Deadline, Joined, Node, Problem, Routed, ScanPage, ScanQuery};
+use crate::transport::Leader;
 use crate::types::{Epoch, PartitionId};
 
 /// The calls of [`Node`] that services make; see there for what each promises.
@@ -42,6 +43,7 @@ pub trait Backend: Send + Sync + 'static {
     fn scan(&self, query: ScanQuery, deadline: Deadline) -> impl Future<Output = Result<ScanPage>> + Send;
     fn cluster_info(&self) -> impl Future<Output = Result<ClusterInfo>> + Send;
     fn locate(&self, key: &[u8]) -> Result<(u64, PartitionId)>;
+    fn leader_elsewhere(&self, key: &[u8]) -> Option<Leader>;
     fn topology_changed(&self, seen: Epoch) -> impl Future<Output = ()> + Send;
     fn join(
         &self,
@@ -109,6 +111,10 @@ impl Backend for Node {
 
     fn locate(&self, key: &[u8]) -> Result<(u64, PartitionId)> {
         Node::locate(self, key)
+    }
+
+    fn leader_elsewhere(&self, key: &[u8]) -> Option<Leader> {
+        Node::leader_elsewhere(self, key)
     }
 
     fn topology_changed(&self, seen: Epoch) -> impl Future<Output = ()> + Send {

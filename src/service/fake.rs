@@ -156,6 +156,10 @@ impl Backend for Fake {
         Ok(ClusterInfo { epoch: Epoch(*self.epoch.borrow()), problems: self.told(), ..cluster_info() })
     }
 
+    fn leader_elsewhere(&self, _key: &[u8]) -> Option<Leader> {
+        self.leader.lock().unwrap().clone()
+    }
+
     fn locate(&self, key: &[u8]) -> Result<(u64, PartitionId)> {
         if key == b"nowhere" {
             return Err(Error::new(Reason::Unavailable, "no routing table yet"));

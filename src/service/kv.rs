@@ -25,7 +25,7 @@ use crate::metrics;
 use crate::node::{Consistency, Routed, ScanQuery};
 use crate::proto::v1;
 use crate::proto::v1::kv_server::Kv;
-use crate::transport::{CLUSTER, OF_ANOTHER_CLUSTER};
+use crate::transport::{CLUSTER, Leader, OF_ANOTHER_CLUSTER};
 
 /// Pages of a scan that are read ahead of its client: the next one is read while one is sent.
 const SCAN_PAGES_AHEAD: usize = 1;
@@ -164,47 +164,57 @@ impl<N: Backend> Kv for Service<N> {
 
     async fn batch_write(&self, request: Request<v1::BatchWriteRequest>) -> Answer<v1::BatchWriteResponse> {
         let limit = Clock::of(&request).unary();
-        answer(
-            async {
-                self.meant(&request)?;
-                let ops = request::batch(request.into_inner())?;
-                let count = ops.len();
-                if count == 0 {
-                    return Ok(v1::BatchWriteResponse::default());
-                }
-                let write = async { Ok(self.node.write_batch(ops.clone(), limit.node).await) };
-                let outcomes = limit.write(write).await?;
-                if outcomes.len() != count {
-                    return Err(Error::new(
-                        Reason::Internal,
-                        format!("{} outcomes for {count} operations", outcomes.len()),
-                    ));
-                }
-                let outcomes = ops.iter().zip(outcomes).map(|(op, outcome)| write_outcome(op, outcome));
-                Ok(v1::BatchWriteResponse { outcomes: outcomes.collect() })
+        let written = async {
+            self.meant(&request)?;
+            let ops = request::batch(request.into_inner())?;
+            let Some(first) = ops.first().map(|op| op.key().clone()) else {
+                return Ok(Routed { result: Ok(v1::BatchWriteResponse::default()), leader: None });
+            };
+            let write = async { Ok(self.node.write_batch(ops.clone(), limit.node).await) };
+            let outcomes = limit.write(write).await?;
+            if outcomes.len() != ops.len() {
+                let message = format!("{} outcomes for {} operations", outcomes.len(), ops.len());
+                return Err(Error::new(Reason::Internal, message));
             }
-            .await,
-        )
+            let leader = self.leader_of_batch(&first, &outcomes);
+            let outcomes = ops.iter().zip(outcomes).map(|(op, outcome)| write_outcome(op, outcome)).collect();
+            Ok(Routed { result: Ok(v1::BatchWriteResponse { outcomes }), leader })
+        };
+        routed(written.await, Ok)
     }
 
     async fn batch_get(&self, request: Request<v1::BatchGetRequest>) -> Answer<v1::BatchGetResponse> {
         let limit = Clock::of(&request).unary();
         let meant = self.meant(&request);
         let request = request.into_inner();
-        answer(
-            async {
-                meant?;
-                let how = request::consistency(request.consistency)?;
-                let keys = request::batch_keys(request.keys)?;
-                if keys.is_empty() {
-                    return Ok(v1::BatchGetResponse::default());
-                }
-                let read = async { Ok(self.node.get_batch(keys.clone(), how, limit.node).await) };
-                let found = limit.read(read).await?;
-                Ok(v1::BatchGetResponse { results: fill(keys, found) })
-            }
-            .await,
-        )
+        let read = async {
+            meant?;
+            let how = request::consistency(request.consistency)?;
+            let keys = request::batch_keys(request.keys)?;
+            let Some(first) = keys.first().cloned() else {
+                return Ok(Routed { result: Ok(v1::BatchGetResponse::default()), leader: None });
+            };
+            let read = async { Ok(self.node.get_batch(keys.clone(), how, limit.node).await) };
+            let found = limit.read(read).await?;
+            let leader = match how {
+                Consistency::Linearizable => self.leader_of_batch(&first, &found),
+                Consistency::Stale => None,
+            };
+            Ok(Routed { result: Ok(v1::BatchGetResponse { results: fill(keys, found) }), leader })
+        };
+        routed(read.await, Ok)
+    }
+}
+
+impl<N: Backend> Service<N> {
+    /// What the answer to a batch tells of leaders: who leads the partition of its first key, if another node did
+    /// what was asked of it.
+    fn leader_of_batch<T>(&self, first: &[u8], results: &[Result<T>]) -> Option<Leader> {
+        let done = match results.first()? {
+            Ok(_) => true,
+            Err(error) => error.reason == Reason::PreconditionFailed,
+        };
+        done.then(|| self.node.leader_elsewhere(first)).flatten()
     }
 }
 
