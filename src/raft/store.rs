@@ -10,19 +10,27 @@
 //! had applied before. The log is purged only up to there (rule 6), and an engine that does not
 //! recover a prefix is redone from there after an unclean stop (rule 3).
 
+mod layout;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 
-use super::codec::{decode_stored_membership, encode_stored_membership, put_log_id, take_log_id};
+use layout::{
+    APPLIED, DAMAGE, MEMBERSHIP, STATE, SUSPECT, TOMBSTONE, applied_key, decode_applied, decode_birth,
+    decode_checkpoint, decode_replica_key, encode_birth, encode_checkpoint, replica_key, state_key,
+};
+pub(super) use layout::{damage_key, membership_key};
+
+use super::codec::{decode_stored_membership, encode_stored_membership, put_log_id};
 use super::space::{Space, SpaceId};
 use super::sweep;
 use super::types::StoredMembership;
-use crate::codec::{Malformed, Reader, Writer as _};
+use crate::codec::Malformed;
 use crate::storage::{self, Batch, Engine};
-use crate::types::{GroupId, LogId, LogKey, ReplicaId};
+use crate::types::{LogId, LogKey};
 use crate::way_out::START_OVER;
 use crate::{disk, runtime};
 
@@ -414,89 +422,6 @@ pub(super) fn births(engine: &dyn Engine) -> Result<BTreeMap<LogKey, Birth>, Sto
     Ok(found)
 }
 
-/// Whose a key of kind, group and replica is.
-fn decode_replica_key(key: Bytes) -> Result<LogKey, Malformed> {
-    let mut input = Reader::new("engine key", key.slice(1..));
-    // Big-endian in keys, so that they sort by number.
-    let group = GroupId(input.u32()?.swap_bytes());
-    let replica = ReplicaId(input.u64()?.swap_bytes());
-    Ok(LogKey { group, replica })
-}
-
-const STATE: u8 = b's';
-const APPLIED: u8 = b'a';
-const MEMBERSHIP: u8 = b'm';
-const DAMAGE: u8 = b'x';
-const SUSPECT: u8 = b'q';
-const TOMBSTONE: u8 = b't';
-
-fn replica_key(kind: u8, key: LogKey) -> Bytes {
-    let mut out = BytesMut::with_capacity(13);
-    out.put_u8(kind);
-    out.put_u32(key.group.0);
-    out.put_u64(key.replica.0);
-    out.freeze()
-}
-
-fn state_key(key: LogKey) -> Bytes {
-    replica_key(STATE, key)
-}
-
-fn applied_key(key: LogKey) -> Bytes {
-    replica_key(APPLIED, key)
-}
-
-pub(super) fn membership_key(key: LogKey) -> Bytes {
-    replica_key(MEMBERSHIP, key)
-}
-
-pub(super) fn damage_key(key: LogKey) -> Bytes {
-    replica_key(DAMAGE, key)
-}
-
-fn decode_applied(bytes: Bytes) -> Result<Option<LogId>, Malformed> {
-    let mut input = Reader::new("applied log id", bytes);
-    let id = take_log_id(&mut input)?;
-    input.end()?;
-    Ok(id)
-}
-
-fn encode_birth(birth: &Birth) -> Bytes {
-    let mut out = BytesMut::new();
-    out.put_u32_le(birth.space.0);
-    put_log_id(&mut out, birth.applied);
-    out.write_bytes(&encode_stored_membership(&birth.membership));
-    out.freeze()
-}
-
-fn decode_birth(bytes: Bytes) -> Result<Birth, Malformed> {
-    let mut input = Reader::new("replica state", bytes);
-    let space = SpaceId(input.u32()?);
-    let applied = take_log_id(&mut input)?;
-    let membership = decode_stored_membership(input.bytes()?)?;
-    input.end()?;
-    Ok(Birth { space, applied, membership })
-}
-
-/// First bytes of the checkpoint file: its name and version.
-const CHECKPOINT_MAGIC: &[u8; 8] = b"RKVCKPT1";
-
-fn encode_checkpoint(progress: &BTreeMap<LogKey, Progress>) -> Bytes {
-    let mut out = BytesMut::new();
-    out.put_slice(CHECKPOINT_MAGIC);
-    out.put_u32_le(u32::try_from(progress.len()).expect("a node has fewer than 4 billion replicas"));
-    for (key, progress) in progress {
-        out.put_u32_le(key.group.0);
-        out.put_u64_le(key.replica.0);
-        out.put_u32_le(progress.space.0);
-        put_log_id(&mut out, progress.applied);
-        out.write_bytes(&encode_stored_membership(&progress.membership));
-    }
-    let sum = crc32c::crc32c(&out);
-    out.put_u32_le(sum);
-    out.freeze()
-}
-
 fn read_checkpoint(files: &dyn disk::Files, path: &Path) -> Result<BTreeMap<LogKey, Progress>, StoreError> {
     let content = match files.read(path) {
         Ok(content) => content,
@@ -509,33 +434,10 @@ fn read_checkpoint(files: &dyn disk::Files, path: &Path) -> Result<BTreeMap<LogK
     })
 }
 
-fn decode_checkpoint(content: &[u8]) -> Result<BTreeMap<LogKey, Progress>, Malformed> {
-    let bad = |problem: &str| Malformed::new("checkpoint file", problem);
-    let Some((body, sum)) = content.split_last_chunk::<4>() else {
-        return Err(bad("too short"));
-    };
-    if crc32c::crc32c(body) != u32::from_le_bytes(*sum) {
-        return Err(bad("its checksum does not match: the file was changed or the disk is failing"));
-    }
-    let Some(body) = body.strip_prefix(CHECKPOINT_MAGIC.as_slice()) else {
-        return Err(bad("not a checkpoint of this version"));
-    };
-    let mut input = Reader::new("checkpoint file", Bytes::copy_from_slice(body));
-    let mut progress = BTreeMap::new();
-    for _ in 0..input.u32()? {
-        let key = LogKey { group: GroupId(input.u32()?), replica: ReplicaId(input.u64()?) };
-        let space = SpaceId(input.u32()?);
-        let applied = take_log_id(&mut input)?;
-        let membership = decode_stored_membership(input.bytes()?)?;
-        progress.insert(key, Progress { space, applied, membership });
-    }
-    input.end()?;
-    Ok(progress)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::{GroupId, ReplicaId};
 
     #[test]
     fn a_checkpoint_survives_and_any_flipped_bit_is_found() {
