@@ -20,9 +20,12 @@ mod slack;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use cluster::{Cluster, WAIT_MAX, get, info, writes_resume};
 use network::{Cut, Network};
 use register::{Register, Running};
+use rushkv::Client;
+use rushkv::client::WriteOp;
 use rushkv::error::{Happened, from_status};
 use rushkv::proto::v1::PutRequest;
 use rushkv::proto::v1::kv_client::KvClient;
@@ -37,6 +40,14 @@ const NOTICED_WITHIN: Duration = Duration::from_secs(3);
 
 /// Until the majority's writes go through again, in every partition.
 const RESUMED_WITHIN: Duration = Duration::from_secs(5);
+
+/// The same of batches that go to the leaders, each of which may take so long: one is spent on the node that is cut off,
+/// which waits for the others.
+const BATCHES_RESUMED_WITHIN: Duration = Duration::from_secs(9);
+const BATCH_WITHIN: Duration = Duration::from_secs(2);
+
+/// Some 3 keys in each of the partitions.
+const KEYS_OF_A_BATCH: usize = 24;
 
 /// How many keys are written at once through a node that is cut off, how often, and how long each may take.
 const WRITES_AT_ONCE: usize = 16;
@@ -131,6 +142,33 @@ async fn holds(channels: &[Channel], written: &[Written]) {
     }
 }
 
+/// A client that makes nothing but batches, and knows by now who leads.
+async fn batching(cluster: &Cluster) -> Client {
+    let addresses: Vec<String> = cluster.nodes.iter().map(process::Daemon::address).collect();
+    let client = Client::builder().endpoint(&addresses.join(",")).timeout(BATCH_WITHIN).build().unwrap();
+    for _ in 0..4 {
+        batches_resume(&client).await;
+    }
+    client
+}
+
+/// Until a batch with keys of every partition is done as a whole.
+async fn batches_resume(client: &Client) -> Duration {
+    let keys: Vec<Bytes> = (0..KEYS_OF_A_BATCH).map(|number| format!("batch-{number}").into()).collect();
+    let ops: Vec<WriteOp> = keys.iter().map(|key| WriteOp::put(key.clone(), "v")).collect();
+    let started = Instant::now();
+    loop {
+        let written = client.batch_write(&ops).await;
+        if written.as_ref().is_ok_and(|outcomes| outcomes.iter().all(Result::is_ok)) {
+            let read = client.batch_get(&keys).await;
+            if read.as_ref().is_ok_and(|found| found.iter().all(|one| matches!(one, Ok(Some(_))))) {
+                return started.elapsed();
+            }
+        }
+        assert!(started.elapsed() < WAIT_MAX, "no batch is done: {written:?}");
+    }
+}
+
 async fn one_cut_off(network: &Network, engine: &'static str) {
     let hosts = (1..=3).map(|host| (network.namespace(host), network.address(host))).collect();
     let mut cluster = Cluster::start_on(hosts, 3, engine).await;
@@ -146,15 +184,19 @@ async fn one_cut_off(network: &Network, engine: &'static str) {
         load.advance(5).await;
         majority.advance(5).await;
 
+        let client = batching(&cluster).await;
         network.cut(victim + 1, cut);
         let name = format!("cut-{victim}");
-        let (resumed, (), written) = tokio::join!(
+        let (resumed, batches, (), written) = tokio::join!(
             writes_resume(&others),
+            batches_resume(&client),
             refuses_reads(&channels[victim], &majority.registers),
             refuses_writes(&channels[victim], &name)
         );
         println!("{engine}, {cut:?}: the majority's writes resumed after {resumed:?}");
         assert!(resumed < slack::within(RESUMED_WITHIN), "{cut:?}: writes resumed only after {resumed:?}");
+        println!("{engine}, {cut:?}: batches resumed after {batches:?}");
+        assert!(batches < slack::within(BATCHES_RESUMED_WITHIN), "{cut:?}: only after {batches:?}");
         let told = info(channels[victim].clone()).await.unwrap();
         assert!(!told.problems.is_empty(), "{cut:?}: it does not say that it is cut off: {told:?}");
         majority.advance(5).await;

@@ -61,6 +61,7 @@ pub(super) async fn run(session: &mut Session, args: Bench) -> Outcome {
     }
     let shared = Arc::new(Shared {
         client: client.clone(),
+        client_of_many: client.with_connections(usize::from(args.connections))?,
         prefix: args.prefix.clone(),
         keys: args.keys,
         work: args.work,
@@ -193,6 +194,8 @@ async fn refuse_foreign_keys(client: &Client, args: &Load) -> Result<(), Fault> 
 /// What every client of the loop uses.
 struct Shared {
     client: Client,
+    /// Of the checked load's clients that make only calls on several keys.
+    client_of_many: Client,
     prefix: String,
     keys: u64,
     work: Work,

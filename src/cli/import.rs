@@ -32,6 +32,9 @@ const BATCH_BYTES: usize = 1024 * 1024;
 /// How often the note of the progress is written.
 const NOTE_EVERY: Duration = Duration::from_secs(1);
 
+/// How much longer a request may have been on its way than any that comes after it.
+const ON_THE_WAY_MAX: Duration = Duration::from_secs(2);
+
 /// First and longest pause before a failed batch is tried again.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -318,7 +321,8 @@ impl Lane {
 
     /// Writes a batch, again and again if need be. What was surely not written and what perhaps was are
     /// put again alike: it is the same value. But a write that may yet happen must not come after later
-    /// lines of its key, so it is given its deadline first, after which no server begins it any more.
+    /// lines of its key, so it is given its deadline first, and as long as it may have been on its way: a server counts
+    /// from when the request comes, and begins none that is too late.
     async fn write(&self, mut batch: Batch) -> Result<(), Fault> {
         let mut failing_since = None;
         let mut pause = PAUSE_FIRST;
@@ -340,7 +344,7 @@ impl Lane {
                 return Err(self.name(batch.lines[first], &error));
             }
             if failed.iter().any(|(_, error)| error.happened() == Happened::Unknown) {
-                sleep_until(deadline).await;
+                sleep_until(deadline + ON_THE_WAY_MAX).await;
             }
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);

@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 use futures_util::future::join_all;
+use prost::Message as _;
 use tokio::time::{Instant, sleep};
 
-use super::call::{Backoff, Kind, may_retry};
+use super::call::{Backoff, Heard, Kind, may_retry};
 use super::types::{self, Record, WriteOp, WriteOutcome};
 use super::{Client, consistency, kv_client};
 use crate::error::{Error, Happened, Reason, Result};
@@ -16,15 +17,10 @@ type Results<T> = Vec<Result<T>>;
 
 /// Writes `ops`: those of one leader in one call, all at once.
 pub(super) async fn write(client: &Client, ops: &[WriteOp]) -> Result<Results<WriteOutcome>> {
-    let mut bytes = 0;
-    for op in ops {
-        types::check(op)?;
-        bytes += op.key().len();
-        if let WriteOp::Put { value, .. } = op {
-            bytes += value.len();
-        }
-    }
-    types::check_batch(ops.len(), bytes)?;
+    // All that a server would refuse it for, before it is parted: a malformed batch is refused whole.
+    ops.iter().try_for_each(types::check)?;
+    let whole = v1::BatchWriteRequest { operations: ops.iter().map(WriteOp::to_wire).collect() };
+    types::check_batch(ops.len(), whole.encoded_len())?;
 
     let deadline = client.deadline();
     let parts = client.inner.routes.by_leader(ops.iter().map(|op| placement::hash(op.key())));
@@ -51,8 +47,11 @@ async fn write_part(
         let request =
             v1::BatchWriteRequest { operations: pending.iter().map(|&at| op(at).to_wire()).collect() };
         let send = |channel, request| async move { kv_client(channel).batch_write(request).await };
-        let hash = placement::hash(op(first).key());
-        let answer = client.caller().call_leader_of_all(Kind::Write, hash, &request, deadline, send).await;
+        let hash = Some(placement::hash(op(first).key()));
+        let hear = |response: &v1::BatchWriteResponse| {
+            Heard::of(Kind::Write, response.outcomes.iter().map(write_failure))
+        };
+        let answer = client.caller().call_on_many(Kind::Write, hash, &request, deadline, send, hear).await;
         let (response, endpoint) = match answer {
             Ok((response, endpoint)) if response.outcomes.len() == pending.len() => (response, endpoint),
             failed => {
@@ -118,13 +117,11 @@ async fn get_part(
             consistency: consistency(stale).into(),
         };
         let send = |channel, request| async move { kv_client(channel).batch_get(request).await };
-        let answer = match stale {
-            true => client.caller().call(Kind::Read, &request, deadline, send).await,
-            false => {
-                let hash = placement::hash(key(first));
-                client.caller().call_leader_of_all(Kind::Read, hash, &request, deadline, send).await
-            }
+        let hash = (!stale).then(|| placement::hash(key(first)));
+        let hear = |response: &v1::BatchGetResponse| {
+            Heard::of(Kind::Read, response.results.iter().map(read_failure))
         };
+        let answer = client.caller().call_on_many(Kind::Read, hash, &request, deadline, send, hear).await;
         let (response, endpoint) = match answer {
             Ok((response, endpoint)) if response.results.len() == pending.len() => (response, endpoint),
             failed => {
@@ -142,7 +139,7 @@ async fn get_part(
                 Some(Wire::Record(record)) => Ok(Some(record.into())),
                 Some(Wire::NotFound(_)) => Ok(None),
                 Some(Wire::Error(error)) => Err(operation_error(error, &endpoint)),
-                Some(Wire::NotRead(_)) => Err(Error::new(Reason::Unavailable, "not read in time")),
+                Some(Wire::NotRead(_)) => Err(not_read()),
                 None => Err(senseless(&endpoint, "a result without content")),
             };
             if result.as_ref().is_err_and(|error| may_retry(Kind::Read, error)) {
@@ -233,6 +230,30 @@ fn write_outcome(outcome: v1::WriteOutcome, endpoint: &str) -> Result<WriteOutco
         Some(Outcome::Error(error)) => Err(operation_error(error, endpoint)),
         None => Err(senseless(endpoint, "an outcome without content")),
     }
+}
+
+/// How an operation failed, if it did.
+fn write_failure(outcome: &v1::WriteOutcome) -> Option<Error> {
+    use v1::write_outcome::Outcome;
+    match &outcome.outcome {
+        Some(Outcome::Put(_) | Outcome::Delete(_)) => None,
+        Some(Outcome::Error(error)) => Some(types::error_of(error.clone())),
+        None => Some(Error::new(Reason::Internal, "an outcome without content")),
+    }
+}
+
+fn read_failure(result: &v1::BatchGetResult) -> Option<Error> {
+    use v1::batch_get_result::Result as Wire;
+    match &result.result {
+        Some(Wire::Record(_) | Wire::NotFound(_)) => None,
+        Some(Wire::Error(error)) => Some(types::error_of(error.clone())),
+        Some(Wire::NotRead(_)) => Some(not_read()),
+        None => Some(Error::new(Reason::Internal, "a result without content")),
+    }
+}
+
+fn not_read() -> Error {
+    Error::new(Reason::Unavailable, "not read in time")
 }
 
 fn operation_error(error: v1::OperationError, endpoint: &str) -> Error {

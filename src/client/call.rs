@@ -61,25 +61,26 @@ impl Caller<'_> {
         S: Fn(GatedChannel, Request<M>) -> F,
         F: Future<Output = Result<Response<R>, Status>>,
     {
-        self.call_at(kind, None, message, deadline, send, None).await
+        self.call_at(kind, None, message, deadline, send, None, |_| Heard::Done).await
     }
 
-    /// The same, of a call on several keys that have one leader, as far as is known: asks that one first. `hash`: of
-    /// the first key, which the answer tells the leader of.
-    pub(super) async fn call_leader_of_all<M, R, S, F>(
+    /// The same, of a call on several keys. `hash`: of the first of them, if they have one leader, as far as is known,
+    /// and it is to be asked first. `hear` reads the answer: one in which everything failed for a while is none.
+    pub(super) async fn call_on_many<M, R, S, F>(
         self,
         kind: Kind,
-        hash: u64,
+        hash: Option<u64>,
         message: &M,
         deadline: Instant,
         send: S,
+        hear: impl Fn(&R) -> Heard,
     ) -> Result<(R, String)>
     where
         M: Clone,
         S: Fn(GatedChannel, Request<M>) -> F,
         F: Future<Output = Result<Response<R>, Status>>,
     {
-        self.call_at(kind, Some(hash), message, deadline, send, None).await
+        self.call_at(kind, hash, message, deadline, send, None, hear).await
     }
 
     /// The same, of a call on a key that its leader has to answer: asks that one first.
@@ -98,9 +99,11 @@ impl Caller<'_> {
     {
         let codec = Codec { bytes: M::bytes, call: M::call, answer: M::answer };
         let codec = self.inner.pipelined.then_some(codec);
-        Ok(self.call_at(kind, Some(placement::hash(key)), message, deadline, send, codec).await?.0)
+        let hash = Some(placement::hash(key));
+        Ok(self.call_at(kind, hash, message, deadline, send, codec, |_| Heard::Done).await?.0)
     }
 
+    #[allow(clippy::too_many_arguments)] // the one way that all calls go
     async fn call_at<M, R, S, F>(
         self,
         kind: Kind,
@@ -109,6 +112,7 @@ impl Caller<'_> {
         deadline: Instant,
         send: S,
         codec: Option<Codec<M, R>>,
+        hear: impl Fn(&R) -> Heard,
     ) -> Result<(R, String)>
     where
         M: Clone,
@@ -137,8 +141,9 @@ impl Caller<'_> {
                     self.attempt(kind, &endpoint, message, left, attempt_deadline, &send).await
                 }
             };
+            let (answer, first) = heard(&endpoint, answer, &hear);
             if let Some(hash) = hash {
-                self.note(hash, &endpoint, &answer);
+                self.note(hash, &endpoint, &answer, first.as_ref());
             }
             let failed = match answer {
                 Ok(response) => return Ok((response.into_inner(), endpoint.name.clone())),
@@ -152,17 +157,23 @@ impl Caller<'_> {
         }
     }
 
-    /// Learns from an answer who leads.
-    fn note<R>(self, hash: u64, endpoint: &Arc<Endpoint>, answer: &Result<Response<R>, Failed>) {
+    /// Learns from an answer who leads. `first`: how the operation on the key with this hash failed in it, if it did.
+    fn note<R>(
+        self,
+        hash: u64,
+        endpoint: &Arc<Endpoint>,
+        answer: &Result<Response<R>, Failed>,
+        first: Option<&Error>,
+    ) {
         let Inner { pool, routes, .. } = &**self.inner;
-        let (metadata, is_done) = match answer {
-            Ok(response) => (response.metadata(), true),
-            Err(failed) => (&failed.metadata, failed.error.reason == Reason::PreconditionFailed),
+        let (metadata, answered, failure) = match answer {
+            Ok(response) => (response.metadata(), true, first),
+            Err(failed) => (&failed.metadata, failed.answered, Some(&failed.error)),
         };
         let Some(leader) = Leader::read(metadata) else {
-            if is_done {
+            if failure.is_none_or(|error| error.reason == Reason::PreconditionFailed) {
                 routes.leads(hash, endpoint);
-            } else if answer.as_ref().is_err_and(does_not_lead) {
+            } else if !answered || failure.is_some_and(does_not_lead) {
                 routes.forget(hash, endpoint);
             }
             return;
@@ -463,16 +474,55 @@ fn is_no_help(error: &Error) -> bool {
 }
 
 /// Whether somebody else may do better: what is wrong with the request itself is so everywhere.
-fn does_not_lead(failed: &Failed) -> bool {
-    let told = matches!(
-        failed.error.reason,
+fn does_not_lead(error: &Error) -> bool {
+    matches!(
+        error.reason,
         Reason::Unavailable
             | Reason::ShuttingDown
             | Reason::ReplicaFailed
             | Reason::DeadlineExceeded
             | Reason::OutcomeUnknown
-    );
-    told || !failed.answered
+    )
+}
+
+/// What an answer says of the operations in it.
+pub(super) enum Heard {
+    /// The first one was done.
+    Done,
+    /// It was not; others may have been, or what failed may not be tried again.
+    FirstFailed(Error),
+    /// Each failed, and may be tried again.
+    AllFailed(Error),
+}
+
+impl Heard {
+    /// `failures`: of each operation, in order.
+    pub(super) fn of(kind: Kind, mut failures: impl Iterator<Item = Option<Error>>) -> Heard {
+        let Some(Some(first)) = failures.next() else { return Heard::Done };
+        let may_retry = |error: &Error| may_retry(kind, error);
+        match may_retry(&first) && failures.all(|failure| failure.as_ref().is_some_and(may_retry)) {
+            true => Heard::AllFailed(first),
+            false => Heard::FirstFailed(first),
+        }
+    }
+}
+
+/// The answer, and how the first operation in it failed, if it did: an answer in which each failed for a while is a
+/// failure, so that somebody else is asked.
+fn heard<R>(
+    endpoint: &Endpoint,
+    answer: Result<Response<R>, Failed>,
+    hear: impl Fn(&R) -> Heard,
+) -> (Result<Response<R>, Failed>, Option<Error>) {
+    let Ok(response) = answer else { return (answer, None) };
+    match hear(response.get_ref()) {
+        Heard::Done => (Ok(response), None),
+        Heard::FirstFailed(error) => (Ok(response), Some(error)),
+        Heard::AllFailed(error) => {
+            let (metadata, _, _) = response.into_parts();
+            (Err(Failed { error: name(endpoint, error), answered: true, has_left: true, metadata }), None)
+        }
+    }
 }
 
 /// An equal part of the time left, for one of `parts` attempts.

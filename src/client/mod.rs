@@ -283,7 +283,8 @@ impl Client {
         batch::write(self, ops).await
     }
 
-    /// Reads many keys, each partition's from one consistent view. One result per key, in order.
+    /// Reads many keys, each partition's from one consistent view; but what one answer has no room for, some 3 MiB of
+    /// records, is asked for again, and comes from a later view. One result per key, in order.
     pub async fn batch_get(&self, keys: &[Bytes]) -> Result<Vec<Result<Option<Record>>>> {
         batch::get(self, keys, false).await
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use tonic::Status;
 
+use super::call::Heard;
 use super::testing::{Act, Fake, closing_after, refusing, unconnectable};
 use super::*;
 use crate::error::{Error, Reason, to_status};
@@ -352,6 +353,72 @@ async fn the_half_of_a_batch_whose_leader_is_gone_goes_to_another_node() {
     let outcomes = client.batch_write(&ops).await.unwrap();
     assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
     assert_eq!((keys_of(&first).len(), first.count("batch_write")), (40, 2));
+}
+
+/// It answers, and so the call succeeds, but nothing in it does.
+#[tokio::test]
+async fn a_leader_that_is_cut_off_does_not_keep_batches() {
+    for of_reads in [false, true] {
+        let second = Fake::start().await;
+        let (client, first, ops) = client_of_two(&second.address).await;
+        second.state.is_cut_off.store(true, Ordering::SeqCst);
+        let keys: Vec<Bytes> = ops.iter().map(|op| op.key().clone()).collect();
+        for _ in 0..2 {
+            if of_reads {
+                let found = client.batch_get(&keys).await.unwrap();
+                assert!(found.iter().all(Result::is_ok), "{found:?}");
+            } else {
+                let outcomes = client.batch_write(&ops).await.unwrap();
+                assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+            }
+        }
+        let asked = second.count(if of_reads { "batch_get" } else { "batch_write" });
+        assert_eq!(asked, 1, "it is left alone");
+        assert!(of_reads || keys_of(&first).len() == 40);
+    }
+}
+
+/// Such an operation says nothing of who leads.
+#[tokio::test]
+async fn nothing_is_learned_from_a_batch_whose_first_operation_failed() {
+    let second = Fake::start().await;
+    let (client, _first, _) = client_of_two(&second.address).await;
+    let leads =
+        |client: &Client, hash| client.inner.routes.leader_of(hash).map(|endpoint| endpoint.name.clone());
+    let (hash, leader) = (u64::MAX, second.address.clone());
+    assert_eq!(leads(&client, hash), Some(leader.clone()));
+    let wire = |reason: Reason| Some(Error::new(reason, "said the server"));
+    for (failures, knows) in [
+        (vec![wire(Reason::Overloaded), None], true),
+        (vec![wire(Reason::PreconditionFailed), None], true),
+        (vec![None, wire(Reason::Unavailable)], true),
+        (vec![wire(Reason::Unavailable), None], false),
+    ] {
+        let hear = |_: &v1::BatchWriteResponse| Heard::of(Kind::Write, failures.clone().into_iter());
+        let request = v1::BatchWriteRequest::default();
+        let send = |channel, request| async move { kv_client(channel).batch_write(request).await };
+        let deadline = client.deadline();
+        let answer =
+            client.caller().call_on_many(Kind::Write, Some(hash), &request, deadline, send, hear).await;
+        assert!(answer.is_ok());
+        assert_eq!(leads(&client, hash), knows.then(|| leader.clone()), "{failures:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_malformed_batch_is_refused_before_any_of_it_is_sent() {
+    let second = Fake::start().await;
+    let (client, first, mut ops) = client_of_two(&second.address).await;
+    ops.push(WriteOp::Delete { key: "k".into(), precondition: Precondition::Absent });
+    assert_eq!(client.batch_write(&ops).await.unwrap_err().reason, Reason::InvalidArgument);
+    ops.pop();
+    // With what encodes them, they are larger than they seem.
+    let large = crate::limits::MESSAGE_BYTES_MAX / 3 - 8;
+    let ops: Vec<WriteOp> =
+        ops.iter().take(3).map(|op| WriteOp::put(op.key().clone(), vec![0; large])).collect();
+    let error = client.batch_write(&ops).await.unwrap_err();
+    assert_eq!(error.reason, Reason::TooLarge);
+    assert_eq!((first.count("batch_write"), second.count("batch_write")), (0, 0));
 }
 
 #[tokio::test]

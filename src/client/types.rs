@@ -199,6 +199,10 @@ pub fn check(op: &WriteOp) -> Result<()> {
         let message = "versions start at 1; to ask that the key is not there, use the precondition for that (--if-absent)";
         return Err(Error::new(Reason::InvalidArgument, message));
     }
+    if let WriteOp::Delete { precondition: Precondition::Absent, .. } = op {
+        let message = "a delete of a key that must be absent would do nothing; leave that precondition out";
+        return Err(Error::new(Reason::InvalidArgument, message));
+    }
     Ok(())
 }
 
@@ -260,5 +264,7 @@ mod tests {
         assert_eq!(reason(op(1, limits::VALUE_BYTES_MAX + 1)), Reason::TooLarge);
         let zero = WriteOp::Delete { key: "k".into(), precondition: Precondition::Version(0) };
         assert_eq!(reason(zero), Reason::InvalidArgument);
+        let absent = WriteOp::Delete { key: "k".into(), precondition: Precondition::Absent };
+        assert_eq!(reason(absent), Reason::InvalidArgument);
     }
 }

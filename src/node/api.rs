@@ -27,6 +27,14 @@ pub struct Routed<T> {
     pub leader: Option<Leader>,
 }
 
+/// What came of a call on several keys, and where the first of them should have been asked for.
+#[derive(Debug)]
+pub struct RoutedBatch<T> {
+    pub results: Vec<Result<T>>,
+    /// As of [`Routed`].
+    pub leader: Option<Leader>,
+}
+
 /// A range of keys: `start` inclusive, `end` exclusive; `None` is open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScanQuery {

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::{Consistency, Deadline, Node, Routed};
+use super::{Consistency, Deadline, Node, Routed, RoutedBatch};
 use crate::error::{Error, Reason, Result};
 use crate::kv::{self, Op, Outcome};
 use crate::limits::MESSAGE_BYTES_MAX;
@@ -65,13 +65,18 @@ impl Node {
 
     /// Writes many keys: atomic per partition, one outcome per operation, in order.
     pub async fn write_batch(&self, ops: Vec<Op>, deadline: Deadline) -> Vec<Result<Outcome>> {
+        self.write_batch_routed(ops, deadline).await.results
+    }
+
+    /// The same; also tells who leads the partition of the first key, if that is another node.
+    pub async fn write_batch_routed(&self, ops: Vec<Op>, deadline: Deadline) -> RoutedBatch<Outcome> {
         let count = ops.len();
-        let refused = |error: Error| vec![Err(error); count];
+        let refused = |error: Error| RoutedBatch { results: vec![Err(error); count], leader: None };
         let _call = match self.enter() {
             Ok(call) => call,
             Err(error) => return refused(error),
         };
-        let mut results: Vec<Option<Result<Outcome>>> = vec![None; count];
+        let first = ops.first().map(|op| op.key().clone()).unwrap_or_default();
         let mut parts: BTreeMap<PartitionId, (Vec<usize>, Vec<Op>)> = BTreeMap::new();
         for (position, op) in ops.into_iter().enumerate() {
             match self.locate(op.key()) {
@@ -86,29 +91,22 @@ impl Node {
         // What a partition gets takes place together, or not at all: a refused put takes the deletes
         // beside it along.
         let written = parts.into_iter().map(|(partition, (positions, ops))| async move {
-            (partition, positions, self.write_partition(partition, &ops, deadline, &mut None).await)
+            let mut tried = None;
+            let results = match self.write_partition(partition, &ops, deadline, &mut tried).await {
+                Ok(outcomes) if outcomes.len() == ops.len() => {
+                    Ok(outcomes.into_iter().map(checked).collect())
+                }
+                Ok(_) => Err(unanswered(partition)),
+                Err(error) => Err(error),
+            };
+            Part { positions, tried, results }
         });
-        for (partition, positions, outcomes) in join_all(written).await {
-            match outcomes {
-                Ok(outcomes) if outcomes.len() == positions.len() => {
-                    for (position, outcome) in positions.into_iter().zip(outcomes) {
-                        results[position] = Some(checked(outcome));
-                    }
-                }
-                Ok(_) => {
-                    for position in positions {
-                        results[position] = Some(Err(unanswered(partition)));
-                    }
-                }
-                Err(error) => {
-                    for position in positions {
-                        results[position] = Some(Err(error.clone()));
-                    }
-                }
-            }
-        }
+        let (results, tried) = in_order(count, join_all(written).await);
         let missing = || Err(Error::new(Reason::Internal, "an operation of the batch was not carried out"));
-        results.into_iter().map(|result| result.unwrap_or_else(missing)).collect()
+        let results: Vec<Result<Outcome>> =
+            results.into_iter().map(|result| result.unwrap_or_else(missing)).collect();
+        let leader = results.first().and_then(|result| self.told_by(&first, result, tried));
+        RoutedBatch { results, leader }
     }
 
     pub async fn get(&self, key: Bytes, how: Consistency, deadline: Deadline) -> Result<Option<kv::Record>> {
@@ -135,20 +133,18 @@ impl Node {
         self.routed(&key, result, tried)
     }
 
-    /// Who was asked leads if it did what only a leader does.
     fn routed<T>(&self, key: &[u8], result: Result<T>, tried: Option<Place>) -> Routed<T> {
-        let done = match &result {
-            Ok(_) => true,
-            Err(error) => error.reason == Reason::PreconditionFailed,
-        };
-        let leader = tried.filter(|_| done).and_then(|place| self.leader_at(key, place));
+        let leader = self.told_by(key, &result, tried);
         Routed { result, leader }
     }
 
-    /// Who leads the partition of a key, as far as is known here, if that is another node.
-    pub fn leader_elsewhere(&self, key: &[u8]) -> Option<Leader> {
-        let (_, partition) = self.locate(key).ok()?;
-        self.leader_at(key, self.leader_of(partition.group()).ok()?)
+    /// Who was asked leads if it did what only a leader does.
+    fn told_by<T>(&self, key: &[u8], result: &Result<T>, tried: Option<Place>) -> Option<Leader> {
+        let done = match result {
+            Ok(_) => true,
+            Err(error) => error.reason == Reason::PreconditionFailed,
+        };
+        tried.filter(|_| done).and_then(|place| self.leader_at(key, place))
     }
 
     fn leader_at(&self, key: &[u8], place: Place) -> Option<Leader> {
@@ -176,7 +172,20 @@ impl Node {
         how: Consistency,
         deadline: Deadline,
     ) -> Vec<Result<Option<kv::Record>>> {
-        let refused = |error: Error| keys.iter().map(|_| Err(error.clone())).collect();
+        self.get_batch_routed(keys, how, deadline).await.results
+    }
+
+    /// The same; also tells who leads the partition of the first key, if that is another node and it was asked.
+    pub async fn get_batch_routed(
+        &self,
+        keys: Vec<Bytes>,
+        how: Consistency,
+        deadline: Deadline,
+    ) -> RoutedBatch<Option<kv::Record>> {
+        let refused = |error: Error| {
+            let results = keys.iter().map(|_| Err(error.clone())).collect();
+            RoutedBatch { results, leader: None }
+        };
         let _call = match self.enter() {
             Ok(call) => call,
             Err(error) => return refused(error),
@@ -193,24 +202,16 @@ impl Node {
             }
         }
         let reads = parts.into_iter().map(|(partition, (positions, keys))| async move {
-            (positions, self.read_partition(partition, keys, how, deadline, &mut None).await)
+            let mut tried = None;
+            let results = self.read_partition(partition, keys, how, deadline, &mut tried).await;
+            Part { positions, tried, results }
         });
-        let mut found: Vec<Option<Result<Option<kv::Record>>>> = vec![None; keys.len()];
-        for (positions, records) in join_all(reads).await {
-            match records {
-                Ok(records) => {
-                    for (position, record) in positions.into_iter().zip(records) {
-                        found[position] = Some(record);
-                    }
-                }
-                Err(error) => {
-                    for position in positions {
-                        found[position] = Some(Err(error.clone()));
-                    }
-                }
-            }
-        }
-        first_that_fit(&keys, found)
+        let (found, tried) = in_order(keys.len(), join_all(reads).await);
+        let results = first_that_fit(&keys, found);
+        let tried = tried.filter(|_| how == Consistency::Linearizable);
+        let leader = keys.first().zip(results.first());
+        let leader = leader.and_then(|(key, result)| self.told_by(key, result, tried));
+        RoutedBatch { results, leader }
     }
 
     /// A key's hash and the partition that holds it.
@@ -449,6 +450,40 @@ pub(super) const LEADER: &str = "leader_node";
 
 /// Metadata of a refusal: the number of the group that it is about.
 pub(super) const GROUP: &str = "group";
+
+/// What came of one partition's share of a call on several keys.
+struct Part<T> {
+    /// Of its keys, in the call.
+    positions: Vec<usize>,
+    /// Where it was asked for.
+    tried: Option<Place>,
+    results: Result<Vec<Result<T>>>,
+}
+
+/// The results in the order of the call's keys, and where the first of them was asked for. `None`: its partition
+/// answered less than it was asked for.
+fn in_order<T: Clone>(count: usize, parts: Vec<Part<T>>) -> (Vec<Option<Result<T>>>, Option<Place>) {
+    let mut results: Vec<Option<Result<T>>> = vec![None; count];
+    let mut first = None;
+    for Part { positions, tried, results: part } in parts {
+        if positions.first() == Some(&0) {
+            first = tried;
+        }
+        match part {
+            Ok(part) => {
+                for (position, result) in positions.into_iter().zip(part) {
+                    results[position] = Some(result);
+                }
+            }
+            Err(error) => {
+                for position in positions {
+                    results[position] = Some(Err(error.clone()));
+                }
+            }
+        }
+    }
+    (results, first)
+}
 
 /// The results of the first keys, as many as fit in a message.
 fn first_that_fit(

@@ -42,7 +42,8 @@ const QUIET_WITHIN: Duration = Duration::from_millis(200);
 /// Why the membership was not changed, or is not known to be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MembershipError {
-    /// Surely not changed: somebody else leads, or nobody does.
+    /// Somebody else leads, or nobody does. Not changed to what was asked for; but the first of two steps to it may have
+    /// been taken, a joint membership, which whoever leads next ends.
     #[error("this replica does not lead")]
     NotLeader { leader: Option<ReplicaId> },
     /// Surely not changed: another change is not committed yet.

@@ -11,8 +11,9 @@ use bytes::Bytes;
 
 use crate::error::Result;
 use crate::kv;
-use crate::node::{ClusterInfo, Consistency, Deadline, Joined, Node, Problem, Routed, ScanPage, ScanQuery};
-use crate::transport::Leader;
+use crate::node::{
+    ClusterInfo, Consistency, Deadline, Joined, Node, Problem, Routed, RoutedBatch, ScanPage, ScanQuery,
+};
 use crate::types::{Epoch, PartitionId};
 
 /// The calls of [`Node`] that services make; see there for what each promises.
@@ -26,7 +27,7 @@ pub trait Backend: Send + Sync + 'static {
         &self,
         ops: Vec<kv::Op>,
         deadline: Deadline,
-    ) -> impl Future<Output = Vec<Result<kv::Outcome>>> + Send;
+    ) -> impl Future<Output = RoutedBatch<kv::Outcome>> + Send;
     fn get(
         &self,
         key: Bytes,
@@ -39,11 +40,10 @@ pub trait Backend: Send + Sync + 'static {
         keys: Vec<Bytes>,
         how: Consistency,
         deadline: Deadline,
-    ) -> impl Future<Output = Vec<Result<Option<kv::Record>>>> + Send;
+    ) -> impl Future<Output = RoutedBatch<Option<kv::Record>>> + Send;
     fn scan(&self, query: ScanQuery, deadline: Deadline) -> impl Future<Output = Result<ScanPage>> + Send;
     fn cluster_info(&self) -> impl Future<Output = Result<ClusterInfo>> + Send;
     fn locate(&self, key: &[u8]) -> Result<(u64, PartitionId)>;
-    fn leader_elsewhere(&self, key: &[u8]) -> Option<Leader>;
     fn topology_changed(&self, seen: Epoch) -> impl Future<Output = ()> + Send;
     fn join(
         &self,
@@ -79,8 +79,8 @@ impl Backend for Node {
         &self,
         ops: Vec<kv::Op>,
         deadline: Deadline,
-    ) -> impl Future<Output = Vec<Result<kv::Outcome>>> + Send {
-        Node::write_batch(self, ops, deadline)
+    ) -> impl Future<Output = RoutedBatch<kv::Outcome>> + Send {
+        Node::write_batch_routed(self, ops, deadline)
     }
 
     fn get(
@@ -97,8 +97,8 @@ impl Backend for Node {
         keys: Vec<Bytes>,
         how: Consistency,
         deadline: Deadline,
-    ) -> impl Future<Output = Vec<Result<Option<kv::Record>>>> + Send {
-        Node::get_batch(self, keys, how, deadline)
+    ) -> impl Future<Output = RoutedBatch<Option<kv::Record>>> + Send {
+        Node::get_batch_routed(self, keys, how, deadline)
     }
 
     fn scan(&self, query: ScanQuery, deadline: Deadline) -> impl Future<Output = Result<ScanPage>> + Send {
@@ -111,10 +111,6 @@ impl Backend for Node {
 
     fn locate(&self, key: &[u8]) -> Result<(u64, PartitionId)> {
         Node::locate(self, key)
-    }
-
-    fn leader_elsewhere(&self, key: &[u8]) -> Option<Leader> {
-        Node::leader_elsewhere(self, key)
     }
 
     fn topology_changed(&self, seen: Epoch) -> impl Future<Output = ()> + Send {

@@ -14,7 +14,7 @@ use crate::kv::{Op, Outcome, Precondition, Record};
 use crate::limits::{SCAN_MESSAGE_BYTES, SCAN_MESSAGE_RECORDS};
 use crate::node::{
     ClusterInfo, ClusterProblem, Consistency, Deadline, Joined, NodeInfo, PartitionInfo, Problem,
-    ReplicaInfo, Role, Routed, ScanPage, ScanQuery,
+    ReplicaInfo, Role, Routed, RoutedBatch, ScanPage, ScanQuery,
 };
 use crate::transport::Leader;
 use crate::types::{Epoch, NodeId, PartitionId, ReplicaId};
@@ -107,9 +107,10 @@ impl Backend for Fake {
         Routed { result: self.apply(&op), leader: self.leader.lock().unwrap().clone() }
     }
 
-    async fn write_batch(&self, ops: Vec<Op>, _deadline: Deadline) -> Vec<Result<Outcome>> {
+    async fn write_batch(&self, ops: Vec<Op>, _deadline: Deadline) -> RoutedBatch<Outcome> {
         self.ready().await;
-        ops.iter().map(|op| self.apply(op)).collect()
+        let results = ops.iter().map(|op| self.apply(op)).collect();
+        RoutedBatch { results, leader: self.leader.lock().unwrap().clone() }
     }
 
     async fn get(&self, key: Bytes, _how: Consistency, _deadline: Deadline) -> Routed<Option<Record>> {
@@ -123,10 +124,11 @@ impl Backend for Fake {
         keys: Vec<Bytes>,
         _how: Consistency,
         _deadline: Deadline,
-    ) -> Vec<Result<Option<Record>>> {
+    ) -> RoutedBatch<Option<Record>> {
         self.ready().await;
         let records = self.records.lock().unwrap();
-        keys.iter().map(|key| Ok(records.get(key).cloned())).collect()
+        let results = keys.iter().map(|key| Ok(records.get(key).cloned())).collect();
+        RoutedBatch { results, leader: self.leader.lock().unwrap().clone() }
     }
 
     async fn scan(&self, query: ScanQuery, _deadline: Deadline) -> Result<ScanPage> {
@@ -154,10 +156,6 @@ impl Backend for Fake {
     async fn cluster_info(&self) -> Result<ClusterInfo> {
         self.ready().await;
         Ok(ClusterInfo { epoch: Epoch(*self.epoch.borrow()), problems: self.told(), ..cluster_info() })
-    }
-
-    fn leader_elsewhere(&self, _key: &[u8]) -> Option<Leader> {
-        self.leader.lock().unwrap().clone()
     }
 
     fn locate(&self, key: &[u8]) -> Result<(u64, PartitionId)> {

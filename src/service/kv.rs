@@ -22,10 +22,10 @@ use crate::error::{Error, Happened, Reason, Result, to_status};
 use crate::kv;
 use crate::limits::{CALL_DEADLINE_DEFAULT, CALL_DEADLINE_MAX, MESSAGE_BYTES_MAX, SCAN_MESSAGE_RECORDS};
 use crate::metrics;
-use crate::node::{Consistency, Routed, ScanQuery};
+use crate::node::{Consistency, Routed, RoutedBatch, ScanQuery};
 use crate::proto::v1;
 use crate::proto::v1::kv_server::Kv;
-use crate::transport::{CLUSTER, Leader, OF_ANOTHER_CLUSTER};
+use crate::transport::{CLUSTER, OF_ANOTHER_CLUSTER};
 
 /// Pages of a scan that are read ahead of its client: the next one is read while one is sent.
 const SCAN_PAGES_AHEAD: usize = 1;
@@ -167,17 +167,16 @@ impl<N: Backend> Kv for Service<N> {
         let written = async {
             self.meant(&request)?;
             let ops = request::batch(request.into_inner())?;
-            let Some(first) = ops.first().map(|op| op.key().clone()) else {
+            if ops.is_empty() {
                 return Ok(Routed { result: Ok(v1::BatchWriteResponse::default()), leader: None });
-            };
+            }
             let write = async { Ok(self.node.write_batch(ops.clone(), limit.node).await) };
-            let outcomes = limit.write(write).await?;
-            if outcomes.len() != ops.len() {
-                let message = format!("{} outcomes for {} operations", outcomes.len(), ops.len());
+            let RoutedBatch { results, leader } = limit.write(write).await?;
+            if results.len() != ops.len() {
+                let message = format!("{} outcomes for {} operations", results.len(), ops.len());
                 return Err(Error::new(Reason::Internal, message));
             }
-            let leader = self.leader_of_batch(&first, &outcomes);
-            let outcomes = ops.iter().zip(outcomes).map(|(op, outcome)| write_outcome(op, outcome)).collect();
+            let outcomes = ops.iter().zip(results).map(|(op, outcome)| write_outcome(op, outcome)).collect();
             Ok(Routed { result: Ok(v1::BatchWriteResponse { outcomes }), leader })
         };
         routed(written.await, Ok)
@@ -191,30 +190,14 @@ impl<N: Backend> Kv for Service<N> {
             meant?;
             let how = request::consistency(request.consistency)?;
             let keys = request::batch_keys(request.keys)?;
-            let Some(first) = keys.first().cloned() else {
+            if keys.is_empty() {
                 return Ok(Routed { result: Ok(v1::BatchGetResponse::default()), leader: None });
-            };
+            }
             let read = async { Ok(self.node.get_batch(keys.clone(), how, limit.node).await) };
-            let found = limit.read(read).await?;
-            let leader = match how {
-                Consistency::Linearizable => self.leader_of_batch(&first, &found),
-                Consistency::Stale => None,
-            };
-            Ok(Routed { result: Ok(v1::BatchGetResponse { results: fill(keys, found) }), leader })
+            let RoutedBatch { results, leader } = limit.read(read).await?;
+            Ok(Routed { result: Ok(v1::BatchGetResponse { results: fill(keys, results) }), leader })
         };
         routed(read.await, Ok)
-    }
-}
-
-impl<N: Backend> Service<N> {
-    /// What the answer to a batch tells of leaders: who leads the partition of its first key, if another node did
-    /// what was asked of it.
-    fn leader_of_batch<T>(&self, first: &[u8], results: &[Result<T>]) -> Option<Leader> {
-        let done = match results.first()? {
-            Ok(_) => true,
-            Err(error) => error.reason == Reason::PreconditionFailed,
-        };
-        done.then(|| self.node.leader_elsewhere(first)).flatten()
     }
 }
 

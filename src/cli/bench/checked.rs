@@ -30,8 +30,14 @@ const BUDGET: u64 = 50_000_000;
 /// Bytes of a value that tell it from all others.
 pub(super) const VALUE_BYTES_MIN: u64 = 8;
 
+/// Of so many clients one makes only calls on several keys.
+const ONE_IN: u32 = 8;
+
 /// Keys of a call on several, at most.
 const TOGETHER_MAX: u64 = 4;
+
+/// A version that no key has.
+const NO_VERSION: u64 = u64::MAX;
 
 /// What a value is taken for that has no number: no put's.
 const NO_NUMBER: u64 = u64::MAX - 1;
@@ -39,6 +45,8 @@ const NO_NUMBER: u64 = u64::MAX - 1;
 /// One client of the load.
 pub(super) struct Client<'a> {
     shared: &'a Shared,
+    /// What it makes its calls with.
+    client: &'a crate::client::Client,
     recorder: &'a Recorder,
     number: u32,
     /// Of one batch: no more than fit into it.
@@ -52,13 +60,15 @@ pub(super) struct Client<'a> {
 impl<'a> Client<'a> {
     pub(super) fn new(shared: &'a Shared, recorder: &'a Recorder, number: u32) -> Client<'a> {
         let writes_max = shared.batch_max.min(TOGETHER_MAX);
-        Client { shared, recorder, number, writes_max, puts: 0, versions: BTreeMap::new() }
+        let client = if makes_many(number) { &shared.client_of_many } else { &shared.client };
+        Client { shared, client, recorder, number, writes_max, puts: 0, versions: BTreeMap::new() }
     }
 
     /// Makes one call, and takes down what became of it on each of its keys. A condition that does not hold is no
     /// failure.
     pub(super) async fn call(&mut self, dice: &mut Dice, measured: &mut Measured) -> Result<()> {
-        match dice.below(100) {
+        let kind = if makes_many(self.number) { dice.below(20) } else { dice.below(100) };
+        match kind {
             0..10 => self.write_together(dice, measured).await,
             10..15 => self.read_together(dice, measured).await,
             15..20 => self.scan(dice, measured).await,
@@ -86,7 +96,7 @@ impl<'a> Client<'a> {
         let asked: Vec<Asked> = numbers.iter().zip(&calls).map(|(at, call)| self.ask(*at, *call)).collect();
         let ops: Vec<WriteOp> = asked.iter().filter_map(|one| self.op(one)).collect();
         let began = Instant::now();
-        let outcomes = self.shared.client.batch_write(&ops).await;
+        let outcomes = self.client.batch_write(&ops).await;
         let took = began.elapsed();
         let answered = |outcome| match outcome {
             Ok(WriteOutcome::Put(it)) => Ok(written(it)),
@@ -102,7 +112,7 @@ impl<'a> Client<'a> {
         let asked: Vec<Asked> = self.together(dice, TOGETHER_MAX).map(|at| self.ask(at, Call::Get)).collect();
         let keys: Vec<Bytes> = asked.iter().map(|one| one.key.clone().into()).collect();
         let began = Instant::now();
-        let found = self.shared.client.batch_get(&keys).await;
+        let found = self.client.batch_get(&keys).await;
         let took = began.elapsed();
         let read = each(asked, found, |found| found.map(|record| self.read(record.as_ref())));
         self.take_down(read)?;
@@ -119,7 +129,7 @@ impl<'a> Client<'a> {
         let options = ScanOptions { start: bound(first), end: bound(end), ..ScanOptions::default() };
         let mut records: Vec<Record> = Vec::new();
         let began = Instant::now();
-        let scanned = self.shared.client.scan(options).try_for_each(|record| {
+        let scanned = self.client.scan(options).try_for_each(|record| {
             records.push(record);
             std::future::ready(Ok(()))
         });
@@ -131,19 +141,20 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    /// What came before a failure counts; that something did not come says nothing then. Keys out of order, or twice, are
-    /// what no store answers.
+    /// What came before a failure counts; that something did not come says nothing then. Keys out of order, twice, or that
+    /// nobody asked for are what no store answers.
     fn scanned(
         &self,
         asked: Vec<Asked>,
         records: &[Record],
         ended: &Result<()>,
     ) -> Vec<(Asked, Result<Answer>)> {
-        let is_in_order = records.is_sorted_by(|one, next| one.key < next.key);
+        let is_asked = |record: &Record| asked.iter().any(|one| record.key == one.key.as_bytes());
+        let is_right = records.is_sorted_by(|one, next| one.key < next.key) && records.iter().all(is_asked);
         let of = |one: Asked| {
             let record = records.iter().find(|record| record.key == one.key.as_bytes());
             let answer = match (record, ended) {
-                _ if !is_in_order => Ok(Answer::Found { value: NO_NUMBER, version: 0, revision: 0 }),
+                _ if !is_right => Ok(Answer::Found { value: NO_NUMBER, version: 0, revision: 0 }),
                 (None, Err(error)) => Err(error.clone()),
                 (record, _) => Ok(self.read(record)),
             };
@@ -213,7 +224,7 @@ impl<'a> Client<'a> {
 
     /// What it was told; a condition that does not hold is an answer.
     async fn send(&self, key: &str, call: Call) -> Result<Answer> {
-        let client = &self.shared.client;
+        let client = self.client;
         let key = key.to_string();
         let answer = match call {
             Call::Get => client.get(key).await.map(|record| self.read(record.as_ref())),
@@ -242,6 +253,11 @@ impl<'a> Client<'a> {
         let value = if is_whole { number } else { NO_NUMBER };
         Answer::Found { value, version: record.version, revision: record.mod_revision }
     }
+}
+
+/// Whether a client makes only calls on several keys, with a table of leaders that no call on one key mends.
+fn makes_many(number: u32) -> bool {
+    number % ONE_IN == ONE_IN - 1
 }
 
 /// A call on one key, under way.
@@ -280,12 +296,13 @@ fn precondition(condition: Condition) -> Precondition {
     }
 }
 
+/// A condition that did not hold, with the version that was found. Without one, it is what no store answers.
 fn refused(error: &Error) -> Option<Answer> {
     if error.reason != Reason::PreconditionFailed {
         return None;
     }
-    let current_version = error.metadata.get("current_version")?.parse().ok()?;
-    Some(Answer::Refused { current_version })
+    let told = error.metadata.get("current_version").and_then(|version| version.parse().ok());
+    Some(Answer::Refused { current_version: told.unwrap_or(NO_VERSION) })
 }
 
 /// What is known of the call. `None`: it surely had no effect.

@@ -130,7 +130,9 @@ impl v1::kv_server::Kv for State {
         use v1::write_outcome::Outcome;
         self.act("batch_write", |state| {
             let outcomes = request.into_inner().operations.into_iter().map(|operation| {
+                let cut_off = state.is_cut_off.load(Ordering::SeqCst);
                 let result = match operation.operation.unwrap() {
+                    _ if cut_off => Err(to_status(&Error::new(Reason::Unavailable, "no leader"))),
                     Operation::Put(put) if put.key.starts_with(b"unlucky") => {
                         // Fails the first time it is asked for.
                         let first = state.write_put(put_request("unlucky", "")).unwrap().version == 1;
@@ -165,6 +167,7 @@ impl v1::kv_server::Kv for State {
         self.act("batch_get", |state| {
             let results = request.into_inner().keys.into_iter().enumerate().map(|(number, key)| {
                 let result = match state.buggy_get(&key) {
+                    _ if state.is_cut_off.load(Ordering::SeqCst) => Wire::NotRead(true),
                     _ if number >= state.batch_get_room => Wire::NotRead(true),
                     Some(record) => Wire::Record(record),
                     None => Wire::NotFound(true),
