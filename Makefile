@@ -4,7 +4,7 @@
 # what `make test-deps` installs.
 
 CARGO ?= cargo
-# release: optimised, what is packaged. dev: builds in about half the time, runs slower.
+# release: optimised, what is packaged. dev: builds faster, runs slower.
 MODE  ?= release
 # Tools built from source and the Debian root of the system tests are kept here, outside the clone.
 CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rushkv
