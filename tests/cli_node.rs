@@ -189,14 +189,45 @@ fn the_demo_runs() {
 
 #[test]
 fn an_import_of_a_bare_file_name_that_is_broken_off_says_how_to_go_on() {
-    let node = Node::start();
+    let mut node = Node::start();
     let dir = tempfile::tempdir().unwrap();
+    let note = dir.path().join("users.jsonl.progress");
     std::fs::write(dir.path().join("users.jsonl"), "{\"key\":\"a\",\"value\":\"1\"}\nnonsense\n").unwrap();
-    let import = |words: &[&str]| {
-        let command = cli_command(&node, words).current_dir(dir.path()).output();
+    let import = |node: &Node, words: &[&str]| {
+        let command = cli_command(node, words).current_dir(dir.path()).output();
         parts(command.expect("it runs"))
     };
-    let (exit, _, err) = import(&["import", "users.jsonl"]);
+    // Once its line is mended, the file is another one.
+    let (exit, _, err) = import(&node, &["import", "users.jsonl"]);
+    assert!(exit == 2 && err.contains("mend the line") && !err.contains("--resume"), "{exit}: {err}");
+    assert!(err.contains("line 2") && !note.exists(), "{err}");
+
+    let lines: String = (0..60_000).map(|n| format!("{{\"key\":\"k{n}\",\"value\":\"v\"}}\n")).collect();
+    std::fs::write(dir.path().join("users.jsonl"), lines).unwrap();
+    let words = [
+        "import",
+        "users.jsonl",
+        "--batch-keys",
+        "10",
+        "--in-flight",
+        "1",
+        "--retry-for",
+        "1s",
+        "--timeout",
+        "1s",
+    ];
+    let mut command = cli_command(&node, &words);
+    let running = command.current_dir(dir.path()).stderr(Stdio::piped()).spawn().unwrap();
+    let since = Instant::now();
+    while !note.exists() {
+        assert!(since.elapsed() < Duration::from_secs(60), "no progress is noted");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    node.kill();
+    let (exit, _, err) = parts(running.wait_with_output().unwrap());
     assert!(exit != 0 && err.contains("--resume") && !err.contains("No such file"), "{exit}: {err}");
-    assert!(dir.path().join("users.jsonl.progress").exists());
+    assert!(note.exists());
+    node.restart();
+    let (exit, _, err) = import(&node, &["import", "users.jsonl", "--resume"]);
+    assert!(exit == 0 && !note.exists(), "{exit}: {err}");
 }

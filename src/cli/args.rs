@@ -36,7 +36,7 @@ pub struct Args {
     pub common: Common,
 
     /// Run the commands of --commands, or, without that, each line of stdin
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", hide_default_value = true, hide_possible_values = true, value_name = "BOOL", action = clap::ArgAction::Set)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", hide_default_value = true, hide_possible_values = true, value_name = "BOOL", value_parser = super::go_flags::boolean, action = clap::ArgAction::Set)]
     pub batch: bool,
 
     /// Commands for --batch, separated by `;`
@@ -211,9 +211,9 @@ pub struct Bench {
     /// How many different keys; no more than --count [default: 100000, with --check 10]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     pub keys: Option<u64>,
-    /// Share of gets in mixed work, and among the calls on single keys of --check
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
-    pub read_percent: u8,
+    /// Share of gets in mixed work, and among the calls on single keys of --check [default: 50]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub read_percent: Option<u8>,
     /// Keys of a batch or a scan [default: 128 of a batch, 100 of a scan]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=4096))]
     pub records: Option<u64>,

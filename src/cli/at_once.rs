@@ -97,10 +97,11 @@ pub(super) async fn run(session: &mut Session, mut commands: Commands, at_once: 
                     continue;
                 };
                 let parsed = command.as_deref().map(line::parse);
+                let about = command.as_deref().map(super::about).ok();
                 match parsed {
                     Ok(Ok(None)) => continue,
                     Ok(Ok(Some(Line::Run(single)))) if is_single(&single) && !reads_stdin(&single) => {
-                        under_way.push_back(aside(session, *single).boxed_local());
+                        under_way.push_back(aside(session, *single, about).boxed_local());
                         continue;
                     }
                     _ => {}
@@ -148,10 +149,11 @@ impl Ran {
     }
 }
 
-fn aside(session: &Session, command: Command) -> impl Future<Output = Ran> + use<> {
+fn aside(session: &Session, command: Command, about: Option<String>) -> impl Future<Output = Ran> + use<> {
     let kept = Kept::default();
-    let printer = session.printer.aside(Box::new(kept.out.clone()), Box::new(kept.err.clone()));
-    let mut session = Session { client: session.client.clone(), printer, is_alone: false };
+    let mut printer = session.printer.aside(Box::new(kept.out.clone()), Box::new(kept.err.clone()));
+    printer.set_about(about);
+    let mut session = Session { client: session.client.clone(), printer, is_alone: false, is_batch: true };
     async move {
         let ended = session.run(command).await;
         Ran { ended, printer: session.printer, kept }

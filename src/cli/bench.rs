@@ -39,6 +39,9 @@ const KEYS_CHECKED: u64 = 10;
 const BATCH_RECORDS: u64 = 128;
 const SCAN_RECORDS: u64 = 100;
 
+/// Share of gets in mixed work.
+const READ_PERCENT: u8 = 50;
+
 /// Batches under way while keys are written before, or removed after.
 const BATCHES_AT_ONCE: usize = 8;
 
@@ -65,7 +68,7 @@ pub(super) async fn run(session: &mut Session, args: Bench) -> Outcome {
         prefix: args.prefix.clone(),
         keys: args.keys,
         work: args.work,
-        read_percent: u64::from(args.read_percent),
+        read_percent: u64::from(args.read_percent.unwrap_or(READ_PERCENT)),
         records: args.records,
         batch_max: args.batch_max,
         zipf: args.zipf.then(|| Zipf::new(args.keys)),
@@ -84,13 +87,18 @@ pub(super) async fn run(session: &mut Session, args: Bench) -> Outcome {
     }
     let measured = collect(clients, &shared, printer, started).await?;
     let seconds = started.elapsed().as_secs_f64();
+    let mut kept = None;
     if !args.keep {
         printer.progress("removing the keys");
         let removed = in_batches(&client, &args, |_, key| WriteOp::delete(key)).await;
         printer.progress("");
         if let Err(fault) = removed {
-            let prefix = &args.prefix;
-            printer.say(&format!("the keys that start with {prefix:?} could not be removed: {fault}"));
+            let Load { args: Bench { prefix, .. }, keys, .. } = &args;
+            printer.say(&format!(
+                "some keys that start with {prefix:?} could not be removed; the same command with --keys {keys} --reuse \
+                 removes them, too"
+            ));
+            kept = Some(fault);
         }
     }
     // Every client has ended, and let go of it.
@@ -104,7 +112,7 @@ pub(super) async fn run(session: &mut Session, args: Bench) -> Outcome {
         (_, Some(report)) if !report.undecided.is_empty() => {
             Err(Fault::Local("the history could not be checked to its end".to_string()))
         }
-        _ => Ok(0),
+        _ => kept.map_or(Ok(0), Err),
     }
 }
 
@@ -143,6 +151,9 @@ impl Load {
                 )));
             }
             args.count.get_or_insert(checked::CALLS_MAX);
+        }
+        if args.read_percent.is_some() && args.work != Work::Mixed {
+            return Err(Fault::Usage("--read-percent is of mixed".to_string()));
         }
         let records = match args.work {
             Work::Batch | Work::Scan if args.zipf => {

@@ -25,6 +25,18 @@ pub fn normalise(args: impl IntoIterator<Item = OsString>, known: &[&str]) -> Ve
     out
 }
 
+/// Reads a boolean as Go's `strconv.ParseBool` does.
+///
+/// # Errors
+/// It is none; says what is.
+pub fn boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("it is true or false".to_string()),
+    }
+}
+
 /// Whether `arg` is `-name` or `-name=...` of a known name.
 fn is_known(arg: &OsString, known: &[&str]) -> bool {
     let Some(rest) = arg.as_encoded_bytes().strip_prefix(b"-") else { return false };
@@ -56,6 +68,16 @@ mod tests {
         ] {
             assert_eq!(run(given), want, "{given:?}");
         }
+    }
+
+    #[test]
+    fn booleans_are_gos() {
+        for (text, value) in
+            [("1", true), ("T", true), ("True", true), ("0", false), ("f", false), ("FALSE", false)]
+        {
+            assert_eq!(boolean(text), Ok(value));
+        }
+        assert!(boolean("yes").is_err() && boolean("").is_err());
     }
 
     #[test]

@@ -85,6 +85,14 @@ pub(super) async fn run(session: &mut Session, args: Import) -> Outcome {
         Some(notebook) if is_done => {
             notebook.remove().map_err(|error| Fault::local("removing the note of the progress", error))?;
         }
+        // With the line mended, the file is another one.
+        Some(notebook) if matches!(ended, Err(Fault::Usage(_))) => {
+            notebook.remove().map_err(|error| Fault::local("removing the note of the progress", error))?;
+            session.printer.say(&format!(
+                "everything up to line {} is written; mend the line, and import the file from the beginning",
+                prefix.lines
+            ));
+        }
         Some(notebook) => match notebook.save(prefix) {
             Ok(()) => session.printer.say(&format!(
                 "everything up to line {} is written; the same command with --resume goes on from there",

@@ -44,7 +44,7 @@ pub(super) fn decode(line: &[u8]) -> Result<(Bytes, Bytes), String> {
         // Its own "at line 1 column N" would be taken for the file's.
         let text = error.to_string();
         let text = text.split(" at line ").next().unwrap_or(&text).to_string();
-        format!("{text} (column {})", error.column())
+        format!("{text} (column {}); a line is like {}", error.column(), r#"{"key":"k","value":"v"}"#)
     })?;
     let key = field("key", read.key, read.key_base64)?;
     let value = field("value", read.value, read.value_base64)?;

@@ -60,9 +60,10 @@ pub fn run(args: Vec<OsString>, mut printer: Printer) -> u8 {
         Ok(client) => client,
         Err(fault) => return fail(&mut printer, &fault),
     };
-    let mut session = Session { client, printer, is_alone: false };
+    let mut session = Session { client, printer, is_alone: false, is_batch: false };
     let at_once = args.at_once.map(usize::from);
     let ended = tool::block_on(async {
+        session.is_batch = args.command.is_none();
         match (args.command, args.batch, args.commands) {
             (Some(_), _, _) if at_once.is_some() => {
                 Err(Fault::Usage("--at-once is for a batch, not for one command".into()))
@@ -80,6 +81,7 @@ pub fn run(args: Vec<OsString>, mut printer: Printer) -> u8 {
                 None => session.batch(&commands).await,
             },
             (None, false, None) if std::io::stdin().is_terminal() && at_once.is_none() => {
+                session.is_batch = false;
                 repl::run(&mut session).await
             }
             (None, is_batch, None) => match at_once {
@@ -106,6 +108,13 @@ struct Session {
     printer: Printer,
     /// This command is the only one: its output may be a value and nothing else.
     is_alone: bool,
+    /// It is one of many that nobody watches: a failure says which.
+    is_batch: bool,
+}
+
+/// What a failure in a batch names its command by: its first two words, of which the second is mostly a key.
+fn about(command: &str) -> String {
+    command.split_whitespace().take(2).collect::<Vec<_>>().join(" ")
 }
 
 impl Session {
@@ -180,7 +189,12 @@ impl Session {
         match ran {
             Ok(exit) => Ok(Some(exit)),
             Err(Fault::Pipe) => Err(Fault::Pipe),
-            Err(fault) => Ok(Some(fail(&mut self.printer, &fault))),
+            Err(fault) => {
+                self.printer.set_about(self.is_batch.then(|| about(text)));
+                let exit = fail(&mut self.printer, &fault);
+                self.printer.set_about(None);
+                Ok(Some(exit))
+            }
         }
     }
 }

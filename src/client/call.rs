@@ -40,6 +40,9 @@ const TURN_WAIT_AMONG_MANY: Duration = Duration::from_secs(1);
 /// as long is not asked for a while.
 const ATTEMPT_MIN: Duration = Duration::from_millis(500);
 
+/// Metadata of an error: no server answered at all.
+pub const UNREACHED: &str = "unreached";
+
 /// What a call is made with.
 #[derive(Clone, Copy)]
 pub(super) struct Caller<'a> {
@@ -440,7 +443,7 @@ impl<'a> Rounds<'a> {
         let pause = self.backoff.pause();
         let gives_up = !self.reached && self.started.elapsed() + pause >= self.inner.unreachable_after;
         if let Some(last) = self.last.take_if(|_| gives_up || Instant::now() + pause >= deadline) {
-            return Err(last);
+            return Err(if self.reached { last } else { last.with(UNREACHED, true) });
         }
         sleep(pause).await;
         self.tried.clear();

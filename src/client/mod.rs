@@ -40,7 +40,8 @@ use bytes::Bytes;
 use futures_util::Stream;
 use tokio::time::Instant;
 
-use call::{Caller, Kind};
+pub use call::UNREACHED;
+use call::{Caller, Heard, Kind};
 pub use pool::PORT_DEFAULT;
 use pool::Pool;
 use table::Routes;
@@ -48,7 +49,7 @@ pub use types::{
     Deleted, Precondition, Record, ScanOptions, WriteOp, WriteOutcome, Written, check, prefix_end,
 };
 
-use crate::error::Result;
+use crate::error::{Error, Reason, Result};
 use crate::limits;
 use crate::proto::v1;
 use crate::proto::v1::debug_client::DebugClient;
@@ -292,7 +293,14 @@ impl Client {
     /// The cluster as the asked node knows it.
     pub async fn cluster_info(&self) -> Result<v1::InfoResponse> {
         let send = |channel, request| async move { cluster_client(channel).info(request).await };
-        self.ask(v1::InfoRequest {}, send).await
+        let is_alone = self.inner.pool.all().len() == 1;
+        // Who was removed knows only what was; another one may know better.
+        let hear = |info: &v1::InfoResponse| match removed(info).filter(|_| !is_alone) {
+            Some(problem) => Heard::AllFailed(Error::new(Reason::Unavailable, &problem.message)),
+            None => Heard::Done,
+        };
+        let request = v1::InfoRequest {};
+        Ok(self.caller().call_on_many(Kind::Read, None, &request, self.deadline(), send, hear).await?.0)
     }
 
     pub async fn nodes(&self) -> Result<Vec<v1::Node>> {
@@ -372,6 +380,12 @@ impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client").field("endpoints", &self.inner.pool).field("timeout", &self.timeout).finish()
     }
+}
+
+/// That who answered is no member any more, if so.
+pub(crate) fn removed(info: &v1::InfoResponse) -> Option<&v1::Problem> {
+    let name = &info.answered_by.as_ref()?.name;
+    info.problems.iter().find(|problem| problem.reason == "REMOVED" && problem.nodes.contains(name))
 }
 
 fn kv_client(channel: GatedChannel) -> KvClient<GatedChannel> {

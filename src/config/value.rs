@@ -261,8 +261,13 @@ pub fn parse_port(given: &str) -> Result<u16, Wrong> {
     let is_number = !given.is_empty() && given.chars().all(|c| c.is_ascii_digit());
     match (is_number, given.parse()) {
         (true, Ok(port)) => Ok(port),
-        (true, Err(_)) => wrong(format!("port {given} is too large"), "use a port from 1 to 65535"),
-        (false, _) => wrong(format!("port {given:?} is not a number"), "use a port from 1 to 65535"),
+        (true, Err(_)) => {
+            wrong(format!("port {given} is too large"), "use a port from 1 to 65535, or 0 for any free one")
+        }
+        (false, _) => wrong(
+            format!("port {given:?} is not a number"),
+            "use a port from 1 to 65535, or 0 for any free one",
+        ),
     }
 }
 

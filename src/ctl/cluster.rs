@@ -202,6 +202,10 @@ pub(super) async fn health(client: &Client, printer: &mut Printer) -> Outcome {
 
 fn problems(info: &v1::InfoResponse) -> Vec<v1::Problem> {
     let mut problems = info.problems.clone();
+    if crate::client::removed(info).is_some() {
+        // Whatever else it tells of the cluster is old.
+        return problems;
+    }
     let mut notice = |reason: &str, is_so: bool, message: String| {
         if is_so && !problems.iter().any(|problem| problem.reason == reason) {
             problems.push(v1::Problem { reason: reason.into(), message, nodes: Vec::new() });
@@ -219,6 +223,20 @@ fn problems(info: &v1::InfoResponse) -> Vec<v1::Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_was_removed_tells_that_alone() {
+        let problem =
+            v1::Problem { reason: "REMOVED".into(), nodes: vec!["node1".into()], ..v1::Problem::default() };
+        let node = v1::Node { name: "node1".into(), ..v1::Node::default() };
+        let info = v1::InfoResponse {
+            problems: vec![problem],
+            answered_by: Some(node),
+            partition_count: 4,
+            ..v1::InfoResponse::default()
+        };
+        assert_eq!(problems(&info).len(), 1);
+    }
 
     #[test]
     fn figures_are_believed_where_no_problem_is_listed() {

@@ -73,7 +73,8 @@ impl Node {
     }
 }
 
-fn has_removed(state: &meta::State, disk_id: &str) -> bool {
+/// Whether the node with this disk was a member once.
+pub(super) fn has_removed(state: &meta::State, disk_id: &str) -> bool {
     !disk_id.is_empty() && state.removed.values().any(|tombstone| tombstone.disk_id == disk_id)
 }
 

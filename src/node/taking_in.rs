@@ -4,10 +4,12 @@
 use tokio::time::{Instant, sleep};
 
 use super::forming::ROUND;
+use super::removed::has_removed;
 use super::{Deadline, Joined, Node};
 use crate::error::{Error, Reason, Result};
 use crate::meta;
 use crate::proto::v1;
+use crate::transport;
 
 /// What is to be done about the node that was asked about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +51,13 @@ fn decide(state: &meta::State, address: &str, name: Option<&str>, node: &v1::Sta
             Reason::InvalidArgument,
             format!("the node at {address} calls itself \"{}\", not \"{name}\"", its.name),
         );
+    }
+    if has_removed(state, &its.disk_id) {
+        let why = format!(
+            "\"{}\" was removed from this cluster: stop it, start it with an empty data_dir, and ask again",
+            its.name
+        );
+        return refuse(Reason::ClusterRefused, why);
     }
     if node.cluster_id == state.cluster_id || state.members.values().any(|one| one.disk_id == its.disk_id) {
         return Ok(Step::Done(its.name));
@@ -97,6 +106,7 @@ impl Node {
     /// [`Reason::ClusterRefused`] if it can't be taken in, [`Reason::Unavailable`] if it does not answer.
     pub async fn join(&self, address: &str, name: Option<&str>, deadline: Deadline) -> Result<Joined> {
         let _call = self.enter()?;
+        transport::check_address(address)?;
         let state = self.formed()?.state.clone();
         if let Some(node) = known(&state, address, name)? {
             return Ok(Joined { node, is_member: true });
@@ -220,6 +230,11 @@ mod tests {
         let mut twin = alone("a");
         twin.node.as_mut().unwrap().disk_id = "another".into();
         assert!(why(&state, None, twin).contains("a member \"a\" already"));
+        let mut once = cluster();
+        let tombstone = meta::Tombstone { name: "x".into(), disk_id: "disk-x".into() };
+        once.removed.insert(crate::types::NodeId(9), tombstone);
+        let gone = v1::Standing { cluster_id: "c".into(), ..alone("x") };
+        assert!(why(&once, None, gone).contains("was removed from this cluster"));
         let mut other = alone("x");
         other.settings.as_mut().unwrap().cluster_name = "other".into();
         assert!(why(&state, None, other).contains("named \"other\""));

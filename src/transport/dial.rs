@@ -33,15 +33,26 @@ pub fn dial(address: &str) -> Result<Channel> {
     Ok(endpoint(address, &Options::default())?.connect_lazy())
 }
 
-pub(super) fn endpoint(address: &str, options: &Options) -> Result<Endpoint> {
+/// Whether there can be a node at `address`.
+///
+/// # Errors
+/// It is no `host:port`.
+pub fn check_address(address: &str) -> Result<()> {
+    uri(address).map(drop)
+}
+
+fn uri(address: &str) -> Result<Endpoint> {
     let malformed =
         || Error::new(Reason::InvalidArgument, format!("{address:?} is no address: write host:port"));
     let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
     if port.is_none_or(|port| port == 0) {
         return Err(malformed());
     }
-    Endpoint::from_shared(format!("http://{address}"))
-        .map_err(|_| malformed())?
+    Endpoint::from_shared(format!("http://{address}")).map_err(|_| malformed())
+}
+
+pub(super) fn endpoint(address: &str, options: &Options) -> Result<Endpoint> {
+    uri(address)?
         .connect_timeout(options.connect_timeout)
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)

@@ -56,7 +56,7 @@ use serve::Incomers;
 use session::{LastSaid, Target};
 
 pub use attempt::{Failed, Kind, Limit, attempt, judge, late};
-pub use dial::dial;
+pub use dial::{check_address, dial};
 pub use gate::{Gate, GatedChannel};
 pub use handshake::{PROTOCOL_MAX, PROTOCOL_MIN};
 pub use leader::{CLUSTER, Leader, OF_ANOTHER_CLUSTER};

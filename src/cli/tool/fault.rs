@@ -3,7 +3,8 @@
 use std::fmt;
 use std::io;
 
-use crate::error::{Error, Reason, TABLE};
+use crate::client::UNREACHED;
+use crate::error::{Error, Happened, Reason, TABLE};
 
 /// The command line is wrong.
 pub const EXIT_USAGE: u8 = 2;
@@ -67,6 +68,9 @@ impl Fault {
                 | Reason::TooLarge
                 | Reason::PreconditionFailed
                 | Reason::ClusterRefused => None,
+                _ if error.metadata.contains_key(UNREACHED) && error.happened() == Happened::No => {
+                    Some("is rushkv running there? another node is named with -s, or in RUSHKV_SERVER")
+                }
                 reason => Some(reason.row().way_out),
             },
             _ => None,

@@ -29,6 +29,7 @@ pub struct Printer {
     out_is_terminal: bool,
     err_is_terminal: bool,
     color: bool,
+    about: Option<String>,
 }
 
 impl fmt::Debug for Printer {
@@ -49,12 +50,21 @@ impl Printer {
             out_is_terminal: io::stdout().is_terminal(),
             err_is_terminal,
             color: err_is_terminal && !no_color,
+            about: None,
         }
     }
 
     /// Prints to anything, as if it were no terminal.
     pub fn to(out: Box<dyn Write + Send>, err: Box<dyn Write + Send>) -> Printer {
-        Printer { out, err, format: None, out_is_terminal: false, err_is_terminal: false, color: false }
+        Printer {
+            out,
+            err,
+            format: None,
+            out_is_terminal: false,
+            err_is_terminal: false,
+            color: false,
+            about: None,
+        }
     }
 
     /// One of the same kind that prints elsewhere.
@@ -66,7 +76,13 @@ impl Printer {
             out_is_terminal: self.out_is_terminal,
             err_is_terminal: self.err_is_terminal,
             color: self.color,
+            about: None,
         }
+    }
+
+    /// What failures are about from now on, where it is not plain to see.
+    pub fn set_about(&mut self, about: Option<String>) {
+        self.about = about;
     }
 
     pub fn set_format(&mut self, format: Option<Format>) {
@@ -160,6 +176,9 @@ impl Printer {
         let _ = self.out.flush();
         if self.format() == Format::Json {
             let mut error = json!({ "reason": fault.reason(), "message": fault.to_string() });
+            if let Some(about) = &self.about {
+                error["command"] = about.as_str().into();
+            }
             if let Fault::Call(call) = fault {
                 error["happened"] = call.happened().as_str().into();
                 error["metadata"] = json!(call.metadata);
@@ -168,7 +187,8 @@ impl Printer {
             return;
         }
         let (red, reset) = if self.color { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
-        self.say(&format!("{red}error:{reset} {fault}"));
+        let about = self.about.as_ref().map(|about| format!("{about}: ")).unwrap_or_default();
+        self.say(&format!("{red}error:{reset} {about}{fault}"));
         if let Some(way_out) = fault.way_out() {
             let certain = match fault {
                 Fault::Call(call) if call.happened() == Happened::Unknown => "outcome unknown; ",
