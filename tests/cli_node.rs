@@ -208,7 +208,7 @@ fn an_import_of_a_bare_file_name_that_is_broken_off_says_how_to_go_on() {
         "import",
         "users.jsonl",
         "--batch-keys",
-        "10",
+        "2",
         "--in-flight",
         "1",
         "--retry-for",
