@@ -95,8 +95,8 @@ pub(super) async fn run(session: &mut Session, args: Bench) -> Outcome {
         if let Err(fault) = removed {
             let Load { args: Bench { prefix, .. }, keys, .. } = &args;
             printer.say(&format!(
-                "some keys that start with {prefix:?} could not be removed; the same command with --keys {keys} --reuse \
-                 removes them, too"
+                "some keys that start with {prefix:?} could not be removed ({fault}); the same command with --reuse, \
+                 and with {keys} for --keys, removes them, too"
             ));
             kept = Some(fault);
         }

@@ -87,7 +87,9 @@ pub(super) async fn run(session: &mut Session, args: Import) -> Outcome {
         }
         // With the line mended, the file is another one.
         Some(notebook) if matches!(ended, Err(Fault::Usage(_))) => {
-            notebook.remove().map_err(|error| Fault::local("removing the note of the progress", error))?;
+            if let Err(error) = notebook.remove() {
+                session.printer.say(&format!("{}: {error}", notebook.path().display()));
+            }
             session.printer.say(&format!(
                 "everything up to line {} is written; mend the line, and import the file from the beginning",
                 prefix.lines

@@ -114,7 +114,8 @@ struct Session {
 
 /// What a failure in a batch names its command by: its first two words, of which the second is mostly a key.
 fn about(command: &str) -> String {
-    command.split_whitespace().take(2).collect::<Vec<_>>().join(" ")
+    let words = command.split_whitespace().take(2).collect::<Vec<_>>().join(" ");
+    words.chars().map(|one| if one.is_control() { char::REPLACEMENT_CHARACTER } else { one }).collect()
 }
 
 impl Session {

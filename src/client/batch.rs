@@ -42,16 +42,18 @@ async fn write_part(
     let mut backoff = Backoff::default();
     let mut outcomes: Vec<Option<Result<WriteOutcome>>> = vec![None; part.len()];
     let mut pending: Vec<usize> = (0..part.len()).collect();
-    while let Some(&first) = pending.first() {
+    while !pending.is_empty() {
         let op = |at: usize| &ops[part[at]];
         let request =
             v1::BatchWriteRequest { operations: pending.iter().map(|&at| op(at).to_wire()).collect() };
         let send = |channel, request| async move { kv_client(channel).batch_write(request).await };
-        let hash = Some(placement::hash(op(first).key()));
-        let hear = |response: &v1::BatchWriteResponse| {
-            Heard::of(Kind::Write, response.outcomes.iter().map(write_failure))
+        let hashes: Vec<u64> = pending.iter().map(|&at| placement::hash(op(at).key())).collect();
+        let hear = |response: &v1::BatchWriteResponse| match response.outcomes.len() == hashes.len() {
+            true => Heard::of(response.outcomes.iter().map(write_failure)),
+            // It is told below.
+            false => Heard::Done,
         };
-        let answer = client.caller().call_on_many(Kind::Write, hash, &request, deadline, send, hear).await;
+        let answer = client.caller().call_on_many(Kind::Write, &hashes, &request, deadline, send, hear).await;
         let (response, endpoint) = match answer {
             Ok((response, endpoint)) if response.outcomes.len() == pending.len() => (response, endpoint),
             failed => {
@@ -110,18 +112,22 @@ async fn get_part(
     let mut backoff = Backoff::default();
     let mut results: Vec<Option<Result<Option<Record>>>> = vec![None; part.len()];
     let mut pending: Vec<usize> = (0..part.len()).collect();
-    while let Some(&first) = pending.first() {
+    while !pending.is_empty() {
         let key = |at: usize| &keys[part[at]];
         let request = v1::BatchGetRequest {
             keys: pending.iter().map(|&at| key(at).clone()).collect(),
             consistency: consistency(stale).into(),
         };
         let send = |channel, request| async move { kv_client(channel).batch_get(request).await };
-        let hash = (!stale).then(|| placement::hash(key(first)));
-        let hear = |response: &v1::BatchGetResponse| {
-            Heard::of(Kind::Read, response.results.iter().map(read_failure))
+        let hashes: Vec<u64> = match stale {
+            true => Vec::new(),
+            false => pending.iter().map(|&at| placement::hash(key(at))).collect(),
         };
-        let answer = client.caller().call_on_many(Kind::Read, hash, &request, deadline, send, hear).await;
+        let hear = |response: &v1::BatchGetResponse| match response.results.len() == pending.len() {
+            true => Heard::of(response.results.iter().map(read_failure)),
+            false => Heard::Done,
+        };
+        let answer = client.caller().call_on_many(Kind::Read, &hashes, &request, deadline, send, hear).await;
         let (response, endpoint) = match answer {
             Ok((response, endpoint)) if response.results.len() == pending.len() => (response, endpoint),
             failed => {
@@ -161,7 +167,7 @@ async fn get_part(
 /// What came of all parts, in order. `parts`: the places of each, and what came of them.
 ///
 /// # Errors
-/// No part got an answer. If one of them may have taken place, that is what is told.
+/// Every part failed as a whole. If one of them may have taken place, that is what is told.
 fn together<T: Clone>(count: usize, parts: Vec<(Vec<usize>, Result<Results<T>>)>) -> Result<Results<T>> {
     let mut together: Vec<Option<Result<T>>> = vec![None; count];
     let mut answered = parts.is_empty();
@@ -194,7 +200,7 @@ fn together<T: Clone>(count: usize, parts: Vec<(Vec<usize>, Result<Results<T>>)>
 /// A call failed as a whole: that is the failure of what is pending.
 ///
 /// # Errors
-/// Nothing of its part was ever answered.
+/// So did every one before it of this part: the part failed as a whole.
 fn give_up<T: Clone>(results: &mut [Option<Result<T>>], pending: &[usize], error: Error) -> Result<()> {
     if results.iter().all(Option::is_none) {
         return Err(error);

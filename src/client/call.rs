@@ -40,7 +40,7 @@ const TURN_WAIT_AMONG_MANY: Duration = Duration::from_secs(1);
 /// as long is not asked for a while.
 const ATTEMPT_MIN: Duration = Duration::from_millis(500);
 
-/// Metadata of an error: no server answered at all.
+/// Metadata of an error: none of the call's attempts reached a server that answered.
 pub const UNREACHED: &str = "unreached";
 
 /// What a call is made with.
@@ -64,15 +64,16 @@ impl Caller<'_> {
         S: Fn(GatedChannel, Request<M>) -> F,
         F: Future<Output = Result<Response<R>, Status>>,
     {
-        self.call_at(kind, None, message, deadline, send, None, |_| Heard::Done).await
+        self.call_at(kind, &[], message, deadline, send, None, |_| Heard::Done).await
     }
 
-    /// The same, of a call on several keys. `hash`: of the first of them, if they have one leader, as far as is known,
-    /// and it is to be asked first. `hear` reads the answer: one in which everything failed for a while is none.
+    /// The same, of a call on several keys. `hashes`: of all of them, if they have one leader, as far as is known, and it
+    /// is to be asked first; else none. `hear` reads the answer: one that only says of each that somebody else has to be
+    /// asked is none.
     pub(super) async fn call_on_many<M, R, S, F>(
         self,
         kind: Kind,
-        hash: Option<u64>,
+        hashes: &[u64],
         message: &M,
         deadline: Instant,
         send: S,
@@ -83,7 +84,7 @@ impl Caller<'_> {
         S: Fn(GatedChannel, Request<M>) -> F,
         F: Future<Output = Result<Response<R>, Status>>,
     {
-        self.call_at(kind, hash, message, deadline, send, None, hear).await
+        self.call_at(kind, hashes, message, deadline, send, None, hear).await
     }
 
     /// The same, of a call on a key that its leader has to answer: asks that one first.
@@ -102,15 +103,15 @@ impl Caller<'_> {
     {
         let codec = Codec { bytes: M::bytes, call: M::call, answer: M::answer };
         let codec = self.inner.pipelined.then_some(codec);
-        let hash = Some(placement::hash(key));
-        Ok(self.call_at(kind, hash, message, deadline, send, codec, |_| Heard::Done).await?.0)
+        let hashes = [placement::hash(key)];
+        Ok(self.call_at(kind, &hashes, message, deadline, send, codec, |_| Heard::Done).await?.0)
     }
 
     #[allow(clippy::too_many_arguments)] // the one way that all calls go
     async fn call_at<M, R, S, F>(
         self,
         kind: Kind,
-        hash: Option<u64>,
+        hashes: &[u64],
         message: &M,
         deadline: Instant,
         send: S,
@@ -125,7 +126,7 @@ impl Caller<'_> {
         let Inner { pool, routes, .. } = &**self.inner;
         let mut rounds = Rounds::new(self.inner);
         loop {
-            let leader = hash.and_then(|hash| routes.leader_of(hash));
+            let leader = hashes.first().and_then(|hash| routes.leader_of(*hash));
             let endpoint = rounds.next(leader, deadline).await?;
             let attempt_deadline = match kind {
                 Kind::Write => deadline,
@@ -144,10 +145,8 @@ impl Caller<'_> {
                     self.attempt(kind, &endpoint, message, left, attempt_deadline, &send).await
                 }
             };
-            let (answer, first) = heard(&endpoint, answer, &hear);
-            if let Some(hash) = hash {
-                self.note(hash, &endpoint, &answer, first.as_ref());
-            }
+            let (answer, failures) = heard(kind, &endpoint, answer, &hear);
+            self.note(hashes, &endpoint, &answer, &failures);
             let failed = match answer {
                 Ok(response) => return Ok((response.into_inner(), endpoint.name.clone())),
                 Err(failed) => failed,
@@ -160,29 +159,42 @@ impl Caller<'_> {
         }
     }
 
-    /// Learns from an answer who leads. `first`: how the operation on the key with this hash failed in it, if it did.
+    /// Learns from an answer who leads. `failures`: of the operations in it, on keys with these hashes; none if each was
+    /// done.
     fn note<R>(
         self,
-        hash: u64,
+        hashes: &[u64],
         endpoint: &Arc<Endpoint>,
         answer: &Result<Response<R>, Failed>,
-        first: Option<&Error>,
+        failures: &[Option<Error>],
     ) {
         let Inner { pool, routes, .. } = &**self.inner;
-        let (metadata, answered, failure) = match answer {
-            Ok(response) => (response.metadata(), true, first),
-            Err(failed) => (&failed.metadata, failed.answered, Some(&failed.error)),
+        let Some(&first) = hashes.first() else { return };
+        let (metadata, failure) = match answer {
+            Ok(response) => (response.metadata(), failures.first().and_then(Option::as_ref)),
+            Err(failed) => (&failed.metadata, Some(&failed.error)),
         };
-        let Some(leader) = Leader::read(metadata) else {
-            if failure.is_none_or(|error| error.reason == Reason::PreconditionFailed) {
-                routes.leads(hash, endpoint);
-            } else if !answered || failure.is_some_and(does_not_lead) {
-                routes.forget(hash, endpoint);
+        let told = Leader::read(metadata);
+        let is_told = told.is_some();
+        if let Some(leader) = told {
+            if routes.told(first, &leader, pool) {
+                table::fetch(self.inner, endpoint.clone());
             }
-            return;
-        };
-        if routes.told(hash, &leader, pool) {
-            table::fetch(self.inner, endpoint.clone());
+        } else if failure.is_none_or(|error| error.reason == Reason::PreconditionFailed) {
+            routes.leads(first, endpoint);
+        }
+        match answer {
+            Ok(_) => {
+                for (hash, failure) in hashes.iter().zip(failures) {
+                    if failure.as_ref().is_some_and(does_not_lead) {
+                        routes.forget(*hash, endpoint);
+                    }
+                }
+            }
+            Err(failed) if !is_told && (!failed.answered || does_not_lead(&failed.error)) => {
+                hashes.iter().for_each(|hash| routes.forget(*hash, endpoint));
+            }
+            Err(_) => {}
         }
     }
 
@@ -490,41 +502,41 @@ fn does_not_lead(error: &Error) -> bool {
 
 /// What an answer says of the operations in it.
 pub(super) enum Heard {
-    /// The first one was done.
+    /// Each was done.
     Done,
-    /// It was not; others may have been, or what failed may not be tried again.
-    FirstFailed(Error),
-    /// Each failed, and may be tried again.
-    AllFailed(Error),
+    /// How each failed, in order; `None`: it was done.
+    Failed(Vec<Option<Error>>),
 }
 
 impl Heard {
-    /// `failures`: of each operation, in order.
-    pub(super) fn of(kind: Kind, mut failures: impl Iterator<Item = Option<Error>>) -> Heard {
-        let Some(Some(first)) = failures.next() else { return Heard::Done };
-        let may_retry = |error: &Error| may_retry(kind, error);
-        match may_retry(&first) && failures.all(|failure| failure.as_ref().is_some_and(may_retry)) {
-            true => Heard::AllFailed(first),
-            false => Heard::FirstFailed(first),
+    pub(super) fn of(failures: impl Iterator<Item = Option<Error>> + Clone) -> Heard {
+        match failures.clone().all(|failure| failure.is_none()) {
+            true => Heard::Done,
+            false => Heard::Failed(failures.collect()),
         }
     }
 }
 
-/// The answer, and how the first operation in it failed, if it did: an answer in which each failed for a while is a
-/// failure, so that somebody else is asked.
+/// The answer, and how the operations in it failed, if any did. One that only says of each that somebody else has to be
+/// asked is a failure, of the first one's kind.
 fn heard<R>(
+    kind: Kind,
     endpoint: &Endpoint,
     answer: Result<Response<R>, Failed>,
     hear: impl Fn(&R) -> Heard,
-) -> (Result<Response<R>, Failed>, Option<Error>) {
-    let Ok(response) = answer else { return (answer, None) };
-    match hear(response.get_ref()) {
-        Heard::Done => (Ok(response), None),
-        Heard::FirstFailed(error) => (Ok(response), Some(error)),
-        Heard::AllFailed(error) => {
+) -> (Result<Response<R>, Failed>, Vec<Option<Error>>) {
+    let Ok(response) = answer else { return (answer, Vec::new()) };
+    let Heard::Failed(failures) = hear(response.get_ref()) else { return (Ok(response), Vec::new()) };
+    let is_elsewhere = |failure: &Option<Error>| {
+        failure.as_ref().is_some_and(|error| may_retry(kind, error) && does_not_lead(error))
+    };
+    match failures.first().cloned().flatten() {
+        Some(first) if failures.iter().all(is_elsewhere) => {
             let (metadata, _, _) = response.into_parts();
-            (Err(Failed { error: name(endpoint, error), answered: true, has_left: true, metadata }), None)
+            let error = name(endpoint, first);
+            (Err(Failed { error, answered: true, has_left: true, metadata }), failures)
         }
+        _ => (Ok(response), failures),
     }
 }
 

@@ -41,7 +41,7 @@ use futures_util::Stream;
 use tokio::time::Instant;
 
 pub use call::UNREACHED;
-use call::{Caller, Heard, Kind};
+use call::{Caller, Kind};
 pub use pool::PORT_DEFAULT;
 use pool::Pool;
 use table::Routes;
@@ -49,13 +49,16 @@ pub use types::{
     Deleted, Precondition, Record, ScanOptions, WriteOp, WriteOutcome, Written, check, prefix_end,
 };
 
-use crate::error::{Error, Reason, Result};
+use crate::error::Result;
 use crate::limits;
 use crate::proto::v1;
 use crate::proto::v1::debug_client::DebugClient;
 use crate::transport::GatedChannel;
 use v1::cluster_client::ClusterClient;
 use v1::kv_client::KvClient;
+
+/// How long a node is asked what the cluster is like, after one that does not belong to it any more.
+const SECOND_OPINION_WITHIN: Duration = Duration::from_secs(1);
 
 /// A call's deadline, from now, unless the builder is told otherwise.
 pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
@@ -278,8 +281,8 @@ impl Client {
     /// Writes many keys: atomic within a partition, not across. One outcome per operation, in order.
     ///
     /// # Errors
-    /// No operation got an answer. If the error's `happened()` is `Unknown`, each of them may have taken place, or may
-    /// yet; else none did.
+    /// No operation was done, as far as is known: there was no answer, or each failed for a while until the deadline. If
+    /// the error's `happened()` is `Unknown`, each of them may have taken place, or may yet; else none did.
     pub async fn batch_write(&self, ops: &[WriteOp]) -> Result<Vec<Result<WriteOutcome>>> {
         batch::write(self, ops).await
     }
@@ -293,14 +296,27 @@ impl Client {
     /// The cluster as the asked node knows it.
     pub async fn cluster_info(&self) -> Result<v1::InfoResponse> {
         let send = |channel, request| async move { cluster_client(channel).info(request).await };
-        let is_alone = self.inner.pool.all().len() == 1;
-        // Who was removed knows only what was; another one may know better.
-        let hear = |info: &v1::InfoResponse| match removed(info).filter(|_| !is_alone) {
-            Some(problem) => Heard::AllFailed(Error::new(Reason::Unavailable, &problem.message)),
-            None => Heard::Done,
-        };
-        let request = v1::InfoRequest {};
-        Ok(self.caller().call_on_many(Kind::Read, None, &request, self.deadline(), send, hear).await?.0)
+        let (request, deadline) = (v1::InfoRequest {}, self.deadline());
+        let (info, asked) = self.caller().call(Kind::Read, &request, deadline, send).await?;
+        if removed(&info).is_none() {
+            return Ok(info);
+        }
+        // Who was removed knows only what was. Another one may know better, and later calls better ask that.
+        for endpoint in self.inner.pool.all().iter() {
+            if endpoint.name == asked {
+                self.inner.pool.leave(endpoint);
+                continue;
+            }
+            let until = deadline.min(Instant::now() + SECOND_OPINION_WITHIN);
+            let left = until.saturating_duration_since(Instant::now());
+            let answer = self.caller().attempt(Kind::Read, endpoint, &request, left, until, &send).await;
+            if let Some(better) = answer.ok().map(tonic::Response::into_inner)
+                && removed(&better).is_none()
+            {
+                return Ok(better);
+            }
+        }
+        Ok(info)
     }
 
     pub async fn nodes(&self) -> Result<Vec<v1::Node>> {

@@ -61,6 +61,8 @@ pub(crate) struct State {
     plan: Plan,
     /// Whether it has pipelines; those of before do not.
     pub(crate) has_pipelines: AtomicBool,
+    /// It is no member any more, and says so.
+    pub(crate) is_removed: AtomicBool,
     /// Every operation of a batch fails for now, as of a node that hears nothing of the others.
     pub(crate) is_cut_off: AtomicBool,
     /// A pipeline is closed before the request with this id is read.
@@ -111,6 +113,7 @@ impl Fake {
             own: own.clone(),
             plan,
             has_pipelines: AtomicBool::new(false),
+            is_removed: AtomicBool::new(false),
             is_cut_off: AtomicBool::new(false),
             closed_before: AtomicU64::new(u64::MAX),
             records: Mutex::new(BTreeMap::new()),

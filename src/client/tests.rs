@@ -348,6 +348,23 @@ async fn a_batch_goes_to_the_leaders_of_its_keys_at_once() {
 }
 
 #[tokio::test]
+async fn who_was_removed_is_not_asked_what_the_cluster_is_like_if_others_can_be() {
+    let (removed, member) = (Fake::start().await, Fake::start().await);
+    removed.state.is_removed.store(true, Ordering::SeqCst);
+    let both = client(&format!("{},{}", removed.address, member.address));
+    assert!(super::removed(&both.cluster_info().await.unwrap()).is_none());
+    both.nodes().await.unwrap();
+    assert_eq!((removed.count("list_nodes"), member.count("list_nodes")), (0, 1), "nor anything after that");
+    // Alone, or beside one that is down, it tells what it knows.
+    for others in [String::new(), format!(",{}", refusing())] {
+        let client = client(&format!("{}{others}", removed.address));
+        let since = Instant::now();
+        assert!(super::removed(&client.cluster_info().await.unwrap()).is_some());
+        assert!(since.elapsed() < Duration::from_secs(1));
+    }
+}
+
+#[tokio::test]
 async fn the_half_of_a_batch_whose_leader_is_gone_goes_to_another_node() {
     let (client, first, ops) = client_of_two(&refusing()).await;
     let outcomes = client.batch_write(&ops).await.unwrap();
@@ -360,7 +377,9 @@ async fn the_half_of_a_batch_whose_leader_is_gone_goes_to_another_node() {
 async fn a_leader_that_is_cut_off_does_not_keep_batches() {
     for of_reads in [false, true] {
         let second = Fake::start().await;
-        let (client, first, ops) = client_of_two(&second.address).await;
+        let first = telling_of(&second.address).await;
+        first.tell_topology(4, &[&first.address, &second.address, &second.address]);
+        let (client, ops) = knowing_two(&first).await;
         second.state.is_cut_off.store(true, Ordering::SeqCst);
         let keys: Vec<Bytes> = ops.iter().map(|op| op.key().clone()).collect();
         for _ in 0..2 {
@@ -378,30 +397,49 @@ async fn a_leader_that_is_cut_off_does_not_keep_batches() {
     }
 }
 
-/// Such an operation says nothing of who leads.
 #[tokio::test]
-async fn nothing_is_learned_from_a_batch_whose_first_operation_failed() {
+async fn what_is_learned_from_a_batch_is_what_each_operation_says() {
     let second = Fake::start().await;
-    let (client, _first, _) = client_of_two(&second.address).await;
-    let leads =
-        |client: &Client, hash| client.inner.routes.leader_of(hash).map(|endpoint| endpoint.name.clone());
-    let (hash, leader) = (u64::MAX, second.address.clone());
-    assert_eq!(leads(&client, hash), Some(leader.clone()));
-    let wire = |reason: Reason| Some(Error::new(reason, "said the server"));
-    for (failures, knows) in [
-        (vec![wire(Reason::Overloaded), None], true),
-        (vec![wire(Reason::PreconditionFailed), None], true),
-        (vec![None, wire(Reason::Unavailable)], true),
-        (vec![wire(Reason::Unavailable), None], false),
+    let failure = |reason: Reason| Some(Error::new(reason, "said the server"));
+    // Of two keys that the second leads: how each failed, whether it is known to lead them after that, and whether it
+    // was asked again elsewhere.
+    for (failures, known, calls) in [
+        ([None, None], [true, true], 1),
+        ([failure(Reason::Overloaded), None], [true, true], 1),
+        ([failure(Reason::Overloaded), failure(Reason::Overloaded)], [true, true], 1),
+        ([failure(Reason::PreconditionFailed), None], [true, true], 1),
+        ([None, failure(Reason::Unavailable)], [true, false], 1),
+        ([failure(Reason::Unavailable), None], [false, true], 1),
+        ([failure(Reason::Unavailable), failure(Reason::OutcomeUnknown)], [false, false], 1),
+        ([failure(Reason::Unavailable), failure(Reason::ShuttingDown)], [false, false], 2),
     ] {
-        let hear = |_: &v1::BatchWriteResponse| Heard::of(Kind::Write, failures.clone().into_iter());
+        let first = telling_of(&second.address).await;
+        first.tell_topology(4, &[&first.address, &second.address, &second.address]);
+        let (client, _) = knowing_two(&first).await;
+        let hashes = [u64::MAX / 2, u64::MAX];
+        let leads = |hash: &u64| {
+            let leader = client.inner.routes.leader_of(*hash);
+            leader.is_some_and(|endpoint| endpoint.name == second.address)
+        };
+        assert!(hashes.iter().all(leads));
+        let heard = std::cell::Cell::new(0);
+        let hear = |_: &v1::BatchWriteResponse| {
+            heard.set(heard.get() + 1);
+            match heard.get() {
+                1 => Heard::of(failures.clone().into_iter()),
+                _ => Heard::Done,
+            }
+        };
         let request = v1::BatchWriteRequest::default();
         let send = |channel, request| async move { kv_client(channel).batch_write(request).await };
         let deadline = client.deadline();
-        let answer =
-            client.caller().call_on_many(Kind::Write, Some(hash), &request, deadline, send, hear).await;
-        assert!(answer.is_ok());
-        assert_eq!(leads(&client, hash), knows.then(|| leader.clone()), "{failures:?}");
+        client.caller().call_on_many(Kind::Write, &hashes, &request, deadline, send, hear).await.unwrap();
+        assert_eq!(heard.get(), calls, "{failures:?}");
+        if calls == 1 {
+            assert_eq!([leads(&hashes[0]), leads(&hashes[1])], known, "{failures:?}");
+        } else {
+            assert!(!hashes.iter().any(leads), "{failures:?}");
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use super::Backend;
 use super::deadline::Clock;
 use super::request;
 use crate::error::{Error, Reason, Result, to_status};
-use crate::node::{ClusterInfo, ClusterProblem, Joined, NodeInfo, PartitionInfo, ReplicaInfo, Role};
+use crate::node::{ClusterInfo, Joined, NodeInfo, PartitionInfo, ReplicaInfo, Role};
 use crate::proto::v1;
 use crate::proto::v1::cluster_server::Cluster;
 use crate::types::Epoch;
@@ -30,17 +30,6 @@ impl<N: Backend> Service<N> {
     async fn info_for<T>(&self, request: &Request<T>) -> Result<ClusterInfo> {
         Clock::of(request).unary().read(self.node.cluster_info()).await
     }
-
-    /// The same, of a member: one that was removed knows only what was.
-    async fn members_info<T>(&self, request: &Request<T>) -> Result<ClusterInfo> {
-        let info = self.info_for(request).await?;
-        let removed =
-            |one: &&ClusterProblem| one.reason == "REMOVED" && one.nodes.contains(&info.answered_by);
-        match info.problems.iter().find(removed) {
-            Some(problem) => Err(Error::new(Reason::Unavailable, &problem.message)),
-            None => Ok(info),
-        }
-    }
 }
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
@@ -56,9 +45,7 @@ impl<N: Backend> Cluster for Service<N> {
     }
 
     async fn list_nodes(&self, request: Request<v1::ListNodesRequest>) -> Answer<v1::ListNodesResponse> {
-        answer(
-            self.members_info(&request).await.map(|info| v1::ListNodesResponse { nodes: nodes(info.nodes) }),
-        )
+        answer(self.info_for(&request).await.map(|info| v1::ListNodesResponse { nodes: nodes(info.nodes) }))
     }
 
     async fn list_partitions(
@@ -66,7 +53,7 @@ impl<N: Backend> Cluster for Service<N> {
         request: Request<v1::ListPartitionsRequest>,
     ) -> Answer<v1::ListPartitionsResponse> {
         answer(
-            self.members_info(&request)
+            self.info_for(&request)
                 .await
                 .map(|info| v1::ListPartitionsResponse { partitions: partitions(info.partitions) }),
         )

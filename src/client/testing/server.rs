@@ -185,11 +185,18 @@ impl v1::cluster_server::Cluster for State {
     async fn info(&self, _: Request<v1::InfoRequest>) -> Result<Response<v1::InfoResponse>, Status> {
         self.act("info", |state| {
             let led = if state.leader_of_second().is_empty() { 1 } else { 2 };
-            let problem = v1::Problem {
-                reason: "PARTITION_WITHOUT_LEADER".into(),
-                message: "partition 1 has no leader".into(),
+            let problem = |reason: &str, message: &str| v1::Problem {
+                reason: reason.into(),
+                message: message.into(),
                 nodes: vec!["node1".into()],
             };
+            let mut problems = Vec::new();
+            if led < 2 {
+                problems.push(problem("PARTITION_WITHOUT_LEADER", "partition 1 has no leader"));
+            }
+            if state.is_removed.load(Ordering::SeqCst) {
+                problems.push(problem("REMOVED", "node \"node1\" was removed from its cluster"));
+            }
             let nodes = u32::try_from(state.nodes.lock().unwrap().len()).unwrap();
             Ok(v1::InfoResponse {
                 cluster_id: CLUSTER_ID.into(),
@@ -202,7 +209,7 @@ impl v1::cluster_server::Cluster for State {
                 partitions_led: led,
                 replicas: nodes.min(3),
                 answered_by: Some(State::node()),
-                problems: if led == 2 { vec![] } else { vec![problem] },
+                problems,
             })
         })
         .await
