@@ -24,11 +24,12 @@
 //! one batch at a time anyway. `state` is taken exclusively for the change itself, and shared for each
 //! read or each chunk of a scan, which therefore sees a tree that stands still.
 
-use std::collections::{HashSet, VecDeque};
+mod view;
+
+use std::collections::HashSet;
 use std::fmt;
 use std::fs::File;
 use std::io::ErrorKind;
-use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
@@ -37,22 +38,16 @@ use bytes::Bytes;
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use sled::{Db, Error as SledError, IVec};
 
+use self::view::SledView;
 use super::preimages::{Opened, PreImages};
 use super::{
-    Engine, Error, KeyRange, Kind, Options, Order, Pair, Result, Sizes, View, Write, check_keys, closed,
-    delete_by_batches, dir, is_empty_range, suspicion,
+    Engine, Error, KeyRange, Kind, Options, Result, Sizes, View, Write, check_keys, closed,
+    delete_by_batches, dir, suspicion,
 };
 
 /// Memory for what open views need; at the bound the oldest of them expire. Large enough for a
 /// snapshot of a partition to be sent while it is being written to, small beside the cache.
 const PREIMAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
-
-/// A scan reads this many pairs under the lock at first, for the many scans that want only a few ...
-const CHUNK_PAIRS_FIRST: usize = 16;
-/// ... then twice as many each time, up to this many (some 100 us from the cache) ...
-const CHUNK_PAIRS_MAX: usize = 256;
-/// ... or until they hold this many bytes.
-const CHUNK_BYTES_MAX: usize = 256 * 1024;
 
 /// sled writes its buffers by seven threads, and never gets more: it loses count of them when all are busy. They
 /// also cut off the free end of its file. Whoever needs the next 512 KiB of it waits for the cut, holding a lock
@@ -64,6 +59,12 @@ const UNSETTLED_BYTES_MAX: usize = 256 * 1024;
 
 /// What a delete counts: it makes sled write a page anew, and frees what is cut off later.
 const DELETE_BYTES: usize = 1024;
+
+/// Whoever reads in sled finishes the splits that it comes by, and each page it writes for that makes it move another
+/// one, from anywhere, out of a segment that is nearly free (`PageCache::replace`). If that other page is damaged, the
+/// read fails, although what it asked for is whole. But the split is done then, and the page is not tried again: so
+/// damage counts once a read has met it this often.
+const READS_MAX: usize = 4;
 
 /// tmpfs and ramfs, as `statfs` names them.
 const VOLATILE_FILE_SYSTEMS: [rustix::fs::FsWord; 2] = [0x0102_1994, 0x8584_58f6];
@@ -183,7 +184,8 @@ impl State {
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
-        let value = self.db()?.get(key).map_err(|error| convert(error, || "reading a key".into()))?;
+        let db = self.db()?;
+        let value = read_again(|| db.get(key).map_err(|error| convert(error, || "reading a key".into())))?;
         Ok(value.map(|value| to_bytes(&value)))
     }
 
@@ -395,129 +397,6 @@ impl fmt::Debug for Sled {
     }
 }
 
-struct SledView {
-    shared: Arc<Shared>,
-    opened: Opened,
-}
-
-impl Drop for SledView {
-    fn drop(&mut self) {
-        self.shared.write().preimages.close_view(self.opened);
-    }
-}
-
-impl View for SledView {
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
-        let state = self.shared.read();
-        state.db()?;
-        state.check(self.opened)?;
-        match state.preimages.get(key, self.opened) {
-            Some(value) => Ok(value.clone()),
-            None => state.get(key),
-        }
-    }
-
-    fn scan(&self, range: KeyRange, order: Order) -> Box<dyn Iterator<Item = Result<Pair>> + Send + '_> {
-        Box::new(Scan {
-            view: self,
-            order,
-            rest: Some(range),
-            chunk: VecDeque::new(),
-            chunk_pairs: CHUNK_PAIRS_FIRST,
-        })
-    }
-}
-
-/// Walks a range chunk by chunk; between two chunks it holds no lock and no position in the tree.
-struct Scan<'a> {
-    view: &'a SledView,
-    order: Order,
-    /// What is not in `chunk` yet; `None`: nothing.
-    rest: Option<KeyRange>,
-    chunk: VecDeque<Pair>,
-    chunk_pairs: usize,
-}
-
-impl Iterator for Scan<'_> {
-    type Item = Result<Pair>;
-
-    fn next(&mut self) -> Option<Result<Pair>> {
-        while self.chunk.is_empty() {
-            let range = self.rest.take()?;
-            if let Err(error) = self.fill(range) {
-                self.chunk.clear();
-                return Some(Err(error));
-            }
-        }
-        self.chunk.pop_front().map(Ok)
-    }
-}
-
-impl Scan<'_> {
-    /// Merges what the tree has with what it had, in the scan's order, up to a chunk's size.
-    fn fill(&mut self, range: KeyRange) -> Result<()> {
-        if is_empty_range(&range) {
-            return Ok(());
-        }
-        let state = self.view.shared.read();
-        let tree = state.db()?.range::<Bytes, _>(range.clone()).map(|pair| {
-            pair.map(|(key, value)| (to_bytes(&key), value))
-                .map_err(|error| convert(error, || "scanning".into()))
-        });
-        let past = state.preimages.range(range.clone(), self.view.opened);
-        state.check(self.view.opened)?;
-        let last = match self.order {
-            Order::Ascending => self.merge(tree, past)?,
-            Order::Descending => self.merge(tree.rev(), past.rev())?,
-        };
-        self.chunk_pairs = (self.chunk_pairs * 2).min(CHUNK_PAIRS_MAX);
-        self.rest = last.map(|last| match self.order {
-            Order::Ascending => (Bound::Excluded(last), range.1),
-            Order::Descending => (range.0, Bound::Excluded(last)),
-        });
-        Ok(())
-    }
-
-    /// Returns the last key seen if there may be more.
-    fn merge<'p>(
-        &mut self,
-        tree: impl Iterator<Item = Result<(Bytes, IVec)>>,
-        past: impl Iterator<Item = (&'p Bytes, &'p Option<Bytes>)>,
-    ) -> Result<Option<Bytes>> {
-        let (mut tree, mut past) = (tree.peekable(), past.peekable());
-        let (mut keys, mut bytes) = (0, 0);
-        loop {
-            let from_past = match (tree.peek(), past.peek()) {
-                (None, None) => return Ok(None),
-                (None, Some(_)) => true,
-                (Some(_), None) | (Some(Err(_)), _) => false,
-                (Some(Ok((now, _))), Some((then, _))) => match self.order {
-                    Order::Ascending => *then <= now,
-                    Order::Descending => *then >= now,
-                },
-            };
-            let (key, value) = if from_past {
-                let Some((key, value)) = past.next() else { continue };
-                // What the key has now came after this view.
-                tree.next_if(|pair| pair.as_ref().is_ok_and(|(now, _)| now == key)).transpose()?;
-                (key.clone(), value.clone())
-            } else {
-                let Some((key, value)) = tree.next().transpose()? else { continue };
-                (key, Some(to_bytes(&value)))
-            };
-            keys += 1;
-            bytes += key.len() + value.as_ref().map_or(0, Bytes::len);
-            // A key that this view must not see counts too: there may be many of them in a row.
-            if let Some(value) = value {
-                self.chunk.push_back((key.clone(), value));
-            }
-            if keys >= self.chunk_pairs || bytes >= CHUNK_BYTES_MAX {
-                return Ok(Some(key));
-            }
-        }
-    }
-}
-
 fn to_bytes(value: &IVec) -> Bytes {
     Bytes::copy_from_slice(value)
 }
@@ -529,6 +408,18 @@ fn is_lock_held(error: &std::io::Error) -> bool {
 
 fn io_error(doing: impl Into<String>, source: std::io::Error) -> Error {
     Error::Io { engine: Kind::Sled, doing: doing.into(), source }
+}
+
+/// Reads until it is not damage that it meets, or [`READS_MAX`] times.
+fn read_again<T>(mut read: impl FnMut() -> Result<T>) -> Result<T> {
+    let mut result = read();
+    for _ in 1..READS_MAX {
+        if !matches!(result, Err(Error::Corrupt { .. })) {
+            break;
+        }
+        result = read();
+    }
+    result
 }
 
 fn convert(error: SledError, doing: impl FnOnce() -> String) -> Error {
@@ -557,6 +448,23 @@ fn convert(error: SledError, doing: impl FnOnce() -> String) -> Error {
 mod tests {
     use super::*;
     use crate::storage::Batch;
+
+    #[test]
+    fn damage_counts_once_it_was_met_every_time_and_other_failures_at_once() {
+        let reads_until = |ends_at: usize, error: fn() -> Error| {
+            let mut reads = 0;
+            let result = read_again(|| {
+                reads += 1;
+                if reads < ends_at { Err(error()) } else { Ok(()) }
+            });
+            (reads, result.is_ok())
+        };
+        let corrupt = || Error::Corrupt { engine: Kind::Sled, message: "its checksum does not match".into() };
+        assert_eq!(reads_until(1, corrupt), (1, true));
+        assert_eq!(reads_until(READS_MAX, corrupt), (READS_MAX, true));
+        assert_eq!(reads_until(READS_MAX + 1, corrupt), (READS_MAX, false));
+        assert_eq!(reads_until(2, || Error::ViewExpired { engine: Kind::Sled }), (1, false));
+    }
 
     #[test]
     fn after_a_failure_nothing_is_written_and_the_first_error_is_told() {
