@@ -87,7 +87,7 @@ pub(super) async fn run(session: &mut Session, args: Bench) -> Outcome {
     }
     let measured = collect(clients, &shared, printer, started).await?;
     let seconds = started.elapsed().as_secs_f64();
-    let mut kept = None;
+    let mut keys_left = None;
     if !args.keep {
         printer.progress("removing the keys");
         let removed = in_batches(&client, &args, |_, key| WriteOp::delete(key)).await;
@@ -98,7 +98,7 @@ pub(super) async fn run(session: &mut Session, args: Bench) -> Outcome {
                 "some keys that start with {prefix:?} could not be removed ({fault}); the same command with --reuse, \
                  and with {keys} for --keys, removes them, too"
             ));
-            kept = Some(fault);
+            keys_left = Some(fault);
         }
     }
     // Every client has ended, and let go of it.
@@ -112,7 +112,7 @@ pub(super) async fn run(session: &mut Session, args: Bench) -> Outcome {
         (_, Some(report)) if !report.undecided.is_empty() => {
             Err(Fault::Local("the history could not be checked to its end".to_string()))
         }
-        _ => kept.map_or(Ok(0), Err),
+        _ => keys_left.map_or(Ok(0), Err),
     }
 }
 
