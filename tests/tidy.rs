@@ -31,7 +31,7 @@ const NEIGHBOURS: &[(&str, &[&str])] = &[("error", &["types"]), ("limits", &["ty
 /// External crates that have one home each, as prefixes of paths under `src/`.
 const HOMES: &[(&str, &[&str])] = &[
     ("openraft", &["raft/"]),
-    ("sled", &["storage/sled.rs"]),
+    ("sled", &["storage/sled"]),
     ("fjall", &["storage/fjall.rs"]),
     ("figment", &["config/"]),
     ("toml", &["config/"]),
