@@ -101,7 +101,7 @@ async fn catches_up_by_snapshot(engine: &'static str) {
     assert!(sent > received, "what was broken off was sent in vain: {sent}, {received}");
     load.advance(5).await;
     for register in load.end().await {
-        register.read(&cluster.nodes[AWAY].channel()).await.unwrap();
+        register.read_at_last(&cluster.nodes[AWAY].channel(), WAIT_MAX).await.unwrap();
     }
 
     // With one of the others gone, it answers from what it has itself.

@@ -10,13 +10,15 @@ mod cluster;
 mod process;
 #[path = "support/register.rs"]
 mod register;
+#[path = "support/slack.rs"]
+mod slack;
 
 use std::time::Duration;
 
 /// Errors are borne for this long after a kill.
 fn borne() -> Duration {
     let seconds = std::env::var("RUSHKV_BORNE_S").map_or(15, |seconds| seconds.parse().expect("a number"));
-    Duration::from_secs(seconds)
+    slack::within(Duration::from_secs(seconds))
 }
 
 #[tokio::test(flavor = "multi_thread")]

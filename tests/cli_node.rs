@@ -154,8 +154,11 @@ fn an_import_outlives_its_node() {
     let input = node.dir().join("in.jsonl");
     std::fs::write(&input, &lines).unwrap();
     let words = ["import", input.to_str().unwrap(), "--batch-keys", "50"];
+    let started = Instant::now();
     let import = cli_command(&node, &words).stderr(Stdio::piped()).spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(300));
+    while parts(cli(&node, &["exists", "k000000"])).0 != 0 {
+        assert!(started.elapsed() < Duration::from_secs(60), "nothing is imported");
+    }
     node.kill();
     node.restart();
     let (exit, _, err) = parts(import.wait_with_output().unwrap());

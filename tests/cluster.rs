@@ -22,8 +22,8 @@ use cluster::{Cluster, WAIT_MAX, get, info, put};
 use failover::{Borne, Load, all_killed, one_killed, stopped_in_turn, writers};
 use ledger::{under_way, verify_all};
 use process::Daemon;
-use rushkv::proto::v1::LeaveRequest;
 use rushkv::proto::v1::cluster_client::ClusterClient;
+use rushkv::proto::v1::{InfoResponse, LeaveRequest};
 use tonic::transport::Channel;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -45,9 +45,20 @@ async fn serve_each_others_keys(engine: &'static str) {
             assert_eq!(get(channel, &key).await.unwrap(), Some(format!("v-{key}")));
         }
     }
+    let started = Instant::now();
     for channel in &channels {
-        let told = info(channel.clone()).await.unwrap();
-        assert_eq!((told.node_count, told.partitions_led, told.problems.len()), (3, 8, 0), "{told:?}");
+        loop {
+            let told = info(channel.clone()).await;
+            let fits = |told: &InfoResponse| {
+                (told.node_count, told.partitions_led, told.problems.len()) == (3, 8, 0)
+            };
+            if told.as_ref().is_ok_and(fits) {
+                break;
+            }
+            // A peer may be slow to answer, and a leadership may just move.
+            assert!(started.elapsed() < WAIT_MAX, "{told:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use cluster::{Cluster, WAIT_MAX, get, info, put};
 use rushkv::Client;
 use rushkv::error::Reason;
-use rushkv::proto::v1::{self, Agreement, Partition};
+use rushkv::proto::v1::{self, Agreement, Comparison, Partition};
 use tamper::{Forge, tamper};
 
 async fn partition_of(client: &Client, key: &str) -> Partition {
@@ -64,6 +64,30 @@ enum Finds {
     Comparison,
 }
 
+/// Somebody did not answer in time, or voters change.
+fn says_nothing(compared: &Comparison) -> bool {
+    matches!(compared.agreement(), Agreement::Incomplete | Agreement::Unspecified)
+}
+
+/// Compares the partition until that comes to something, which is as expected.
+async fn compared(
+    cluster: &Cluster,
+    client: &Client,
+    partition: u32,
+    is_expected: impl Fn(&Comparison) -> bool,
+) {
+    let started = Instant::now();
+    loop {
+        let compared = client.compare(vec![partition]).await.unwrap().remove(0);
+        if is_expected(&compared) {
+            return;
+        }
+        let may_wait = says_nothing(&compared) && started.elapsed() < WAIT_MAX;
+        assert!(may_wait, "{compared:?}\n{}", cluster.logs());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 /// `leads`: it is the leader's record that is changed; else a follower's.
 async fn found_and_repaired(engine: &'static str, leads: bool, finds: Finds) {
     let mut cluster = Cluster::start(3, engine).await;
@@ -95,14 +119,12 @@ async fn found_and_repaired(engine: &'static str, leads: bool, finds: Finds) {
         Finds::Start => {}
         Finds::Scrub => assert!(client.scrub().await.unwrap().not_reached.is_empty()),
         Finds::Comparison => {
-            let compared = client.compare(vec![partition.id]).await.unwrap().remove(0);
-            // Unless the cluster has compared by itself, and is done with it.
-            let is_new = compared.replicas.iter().all(|replica| replica.replica != before);
-            assert!(
-                compared.agreement() == Agreement::Majority || is_new,
-                "{compared:?}\n{}",
-                cluster.logs()
-            );
+            // Unless the cluster has compared by itself: then that replica has stopped, or is another one by now.
+            let is_found = |compared: &Comparison| {
+                compared.agreement() == Agreement::Majority
+                    || compared.replicas.iter().all(|replica| replica.replica != before)
+            };
+            compared(&cluster, &client, partition.id, is_found).await;
         }
     }
     is_rebuilt(&cluster, &client, key, &node, before).await;
@@ -117,8 +139,7 @@ async fn found_and_repaired(engine: &'static str, leads: bool, finds: Finds) {
         if is_done {
             return;
         }
-        let may_wait =
-            all.iter().all(|one| matches!(one.agreement(), Agreement::Same | Agreement::Incomplete));
+        let may_wait = all.iter().all(|one| one.agreement() == Agreement::Same || says_nothing(one));
         assert!(may_wait && started.elapsed() < WAIT_MAX, "{all:?}\n{}", cluster.logs());
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -297,8 +318,7 @@ async fn differing(nodes: usize) {
     }
     change_on_disk(&mut cluster, at, "fjall", "key", Forge::RecordAndHash);
     cluster.serve().await;
-    let compared = client.compare(vec![partition.id]).await.unwrap().remove(0);
-    assert_eq!(compared.agreement(), Agreement::None, "{compared:?}\n{}", cluster.logs());
+    compared(&cluster, &client, partition.id, |compared| compared.agreement() == Agreement::None).await;
 
     let read = client.get("key").await.unwrap_err();
     let written = client.put("key", "another").await.unwrap_err();

@@ -89,12 +89,10 @@ pub async fn churn(engine: &'static str, borne: Duration) {
     load.advance(20).await;
     let registers = load.end().await;
 
-    let started = Instant::now();
     for channel in churn.channels.borrow().iter() {
         for register in &registers {
-            while let Err(status) = register.read(channel).await {
-                assert!(started.elapsed() < WAIT_MAX, "{status}\n{}", churn.cluster.logs());
-            }
+            let read = register.read_at_last(channel, WAIT_MAX).await;
+            read.unwrap_or_else(|status| panic!("{status}\n{}", churn.cluster.logs()));
         }
     }
     let excused = |at: Instant| churn.kills.iter().any(|kill| at > *kill && at - *kill < borne);

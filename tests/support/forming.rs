@@ -86,7 +86,7 @@ pub async fn are_one(nodes: &mut [Daemon], when: &str) -> String {
 
 /// Waits until it ends at the step it was told to crash at, and starts it again as it should be.
 pub fn crashes(node: &mut Daemon, step: &str) {
-    let code = node.wait_end(CRASHES_WITHIN);
+    let code = tokio::task::block_in_place(|| node.wait_end(CRASHES_WITHIN));
     assert_eq!(code, None, "{} at {step} ended by itself:\n{}", node.name, node.log());
     node.set(CRASH_AT, None);
     node.start();
@@ -139,7 +139,7 @@ pub async fn all_are_killed_in_prepare(engine: Engine, steps: [Option<&str>; 3])
         node.start();
     }
     for (node, step) in nodes.iter_mut().zip(steps).filter(|(_, step)| step.is_some()) {
-        let code = node.wait_end(CRASHES_WITHIN);
+        let code = tokio::task::block_in_place(|| node.wait_end(CRASHES_WITHIN));
         assert_eq!(code, None, "{} at {step:?} ended by itself:\n{}", node.name, node.log());
         node.set(CRASH_AT, None);
     }

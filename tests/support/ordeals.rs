@@ -212,16 +212,13 @@ pub async fn away(rig: &mut Rig<'_>, node: usize) {
     }
 
     let victim = &mut rig.cluster.nodes[node];
+    // It dies when the first piece has come.
+    victim.set("RUSHKV_CRASH_AT", Some("snapshot.piece-written"));
     victim.start();
-    let started = Instant::now();
-    while victim.sample("rushkv_raft_snapshot_received_bytes_total").await.is_none_or(|bytes| bytes == 0) {
-        assert!(started.elapsed() < WAIT_MAX, "no snapshot comes\n{}", victim.log());
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-    let installed = victim.sample("rushkv_raft_snapshots_installed_total").await;
-    victim.kill();
-    assert_eq!(installed, Some(0), "it was killed too late");
+    let code = tokio::task::block_in_place(|| victim.wait_end(WAIT_MAX));
+    assert_eq!(code, None, "killed\n{}", victim.log());
     rig.snapshots[node] = Some(Instant::now());
+    victim.set("RUSHKV_CRASH_AT", None);
     victim.start();
 }
 

@@ -79,6 +79,18 @@ impl Register {
         Ok(version)
     }
 
+    /// Reads until there is an answer, or for so long: a leadership may just move.
+    pub async fn read_at_last(&self, channel: &Channel, within: Duration) -> Answer<u64> {
+        let started = Instant::now();
+        loop {
+            let answer = self.read(channel).await;
+            if answer.is_ok() || started.elapsed() >= within {
+                return answer;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
     async fn write(&self, channel: &Channel, before: u64, attempt: u64) -> Answer<()> {
         let (version, value) = (before + 1, format!("{}-{attempt}", self.key));
         let condition = match before {

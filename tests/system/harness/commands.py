@@ -56,12 +56,19 @@ def poll(what, condition, seconds, every=0.1):
         time.sleep(every)
 
 
+GIVEN_OUT = set()
+
+
 def free_port():
-    """A TCP port on loopback that nobody listens on, below those that connections going out are given."""
+    """A TCP port on loopback that nobody listens on, below those that connections going out are given. Each is given
+    out once: whoever asked may not listen on it yet."""
     for _ in range(100):
         port = random.randrange(10_000, 30_000)
+        if port in GIVEN_OUT:
+            continue
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            GIVEN_OUT.add(port)
             return port
     raise Failed("no free port in 100 tries")
 
