@@ -462,7 +462,7 @@ async fn an_import_outlasts_failures_and_unknown_outcomes() {
         _ => Act::Work,
     }))
     .await;
-    let words = ["--timeout=100ms", "import", &files.input, "--batch-keys", "20"];
+    let words = ["--timeout=2s", "import", &files.input, "--batch-keys", "20"];
     let ran = cli(&fake, &words).await;
     assert_eq!(ran.exit, 0, "{ran:?}");
     assert_eq!(records(&fake).len(), 300);
@@ -472,7 +472,7 @@ async fn an_import_outlasts_failures_and_unknown_outcomes() {
         _ => Act::Work,
     }))
     .await;
-    let words = ["--timeout=100ms", "import", &files.input, "--retry-for", "500ms"];
+    let words = ["--timeout=2s", "import", &files.input, "--retry-for", "500ms"];
     let ran = cli(&dead, &words).await;
     assert_eq!(ran.exit, 6, "{ran:?}");
 }

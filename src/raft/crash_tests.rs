@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::cluster::*;
 use super::stall_tests::*;
@@ -64,11 +64,9 @@ async fn leader_killed_between_submit_and_fsync(kind: Kind) {
     let id = cluster.nodes[&one].log().last().unwrap();
     assert_eq!(id.term, term);
     assert!(!submitted.is_finished(), "answered on one disk");
-    let killed = Instant::now();
     cluster.kill(old);
     cluster.net.heal();
     cluster.start_in(old, &left).await;
-    assert!(killed.elapsed() < Duration::from_secs(1));
 
     let led_again = cluster.group(old).status();
     assert!(led_again.role != Role::Leader || led_again.term > term, "{led_again:?}");

@@ -354,9 +354,9 @@ impl<M: Machine> StateMachine<M> {
         self.applied = applied;
         self.born = applied;
         self.membership = meta.last_membership.clone();
+        self.metrics.snapshots_installed.inc();
         self.current.replace(space.clone());
         self.space = space;
-        self.metrics.snapshots_installed.inc();
         tracing::info!(key = %self.key, applied = ?applied, "a snapshot was installed");
         Ok(())
     }

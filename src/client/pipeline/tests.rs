@@ -37,7 +37,7 @@ async fn warm(client: &Client, fake: &Fake) {
     for _ in 0..=CALLS_ALONE {
         client.get("warm").await.unwrap();
     }
-    for _ in 0..200 {
+    for _ in 0..4000 {
         let open = client.inner.pool.all().iter().any(|one| one.name == fake.address && one.has_pipeline());
         if open {
             return;
@@ -67,6 +67,7 @@ async fn after_a_few_calls_they_share_a_stream() {
     );
     assert!(conflict.message.starts_with(&fake.address), "{conflict}");
     assert!(client.delete("k").await.unwrap().existed);
+    let client = client.with_timeout(Duration::from_secs(30));
     let many = (0..500).map(|n| client.put(format!("k{n}"), "v"));
     for written in futures_util::future::join_all(many).await {
         assert_eq!(written.unwrap().version, 1);
@@ -136,7 +137,7 @@ async fn what_a_server_has_not_read_goes_to_it_alone() {
 #[tokio::test]
 async fn one_that_is_not_answered_in_time_is_given_up() {
     let fake = with_pipelines(writes(|| Act::Hang)).await;
-    let client = opened(&fake).await.with_timeout(Duration::from_millis(200));
+    let client = opened(&fake).await.with_timeout(Duration::from_secs(1));
     let error = client.put("k", "v").await.unwrap_err();
     assert_eq!(error.reason, Reason::OutcomeUnknown, "{error:?}");
     assert_eq!(client.inner.pool.all()[0].waiting(), 1, "the server is not done with it");

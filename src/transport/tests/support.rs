@@ -303,11 +303,13 @@ impl Proxy {
                     let (near_read, near_write) = near.into_split();
                     let (far_read, far_write) = far.into_split();
                     tokio::select! {
-                        () = pump(near_read, far_write, mode.clone()) => {}
-                        () = pump(far_read, near_write, mode.clone()) => {}
+                        // First: what is broken carries nothing more.
+                        biased;
                         () = async {
                             let _ = mode.clone().wait_for(|mode| mode.generation != generation).await;
                         } => {}
+                        () = pump(near_read, far_write, mode.clone()) => {}
+                        () = pump(far_read, near_write, mode.clone()) => {}
                     }
                 });
             }
