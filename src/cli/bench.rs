@@ -23,7 +23,7 @@ use super::load::{Dice, Values, Zipf, key, spread};
 use super::tool::fault::EXIT_WRONG;
 use super::tool::{Fault, Outcome, Printer};
 use crate::client::{Client, ScanOptions, WriteOp};
-use crate::error::{Error, Reason};
+use crate::error::{Error, Happened, Reason};
 use crate::history::Recorder;
 use crate::limits::{BATCH_OPERATIONS_MAX, MESSAGE_BYTES_MAX};
 use report::{Kind, Measured};
@@ -45,6 +45,9 @@ const READ_PERCENT: u8 = 50;
 /// Batches under way while keys are written before, or removed after.
 const BATCHES_AT_ONCE: usize = 8;
 
+/// How often its keys are removed where the outcome stays unknown.
+const REMOVALS_MAX: usize = 5;
+
 pub(super) async fn run(session: &mut Session, args: Bench) -> Outcome {
     let args = Load::new(args)?;
     let client = session.client.with_connections(usize::from(args.connections))?;
@@ -56,11 +59,11 @@ pub(super) async fn run(session: &mut Session, args: Bench) -> Outcome {
     if args.check {
         // It begins with nothing there.
         if args.reuse {
-            in_batches(&client, &args, |_, key| WriteOp::delete(key)).await?;
+            in_batches(&client, &args, 1, |_, key| WriteOp::delete(key)).await?;
         }
     } else if matches!(args.work, Work::Get | Work::Mixed | Work::Scan) {
         printer.say(&format!("writing {} keys to read", args.keys));
-        in_batches(&client, &args, |number, key| WriteOp::put(key, values.pick(number))).await?;
+        in_batches(&client, &args, 1, |number, key| WriteOp::put(key, values.pick(number))).await?;
     }
     let shared = Arc::new(Shared {
         client: client.clone(),
@@ -90,7 +93,7 @@ pub(super) async fn run(session: &mut Session, args: Bench) -> Outcome {
     let mut keys_left = None;
     if !args.keep {
         printer.progress("removing the keys");
-        let removed = in_batches(&client, &args, |_, key| WriteOp::delete(key)).await;
+        let removed = in_batches(&client, &args, REMOVALS_MAX, |_, key| WriteOp::delete(key)).await;
         printer.progress("");
         if let Err(fault) = removed {
             let Load { args: Bench { prefix, .. }, keys, .. } = &args;
@@ -359,8 +362,15 @@ async fn asked_to_end() {
     }
 }
 
-/// Writes every key of the benchmark, as `op` has it for its number and itself.
-async fn in_batches(client: &Client, args: &Load, op: impl Fn(u64, String) -> WriteOp) -> Result<(), Fault> {
+/// Writes every key of the benchmark, as `op` has it for its number and itself. A batch of which some outcome is
+/// unknown is written again, so many times in all: more than once only if nothing comes after it that a late one of
+/// them could undo.
+async fn in_batches(
+    client: &Client,
+    args: &Load,
+    times_max: usize,
+    op: impl Fn(u64, String) -> WriteOp,
+) -> Result<(), Fault> {
     // A batch stays near one MiB.
     let batch = (1024 * 1024 / (args.value_size + args.prefix.len() as u64 + 64)).clamp(1, 1000);
     let starts = (0..args.keys).step_by(usize::try_from(batch).unwrap_or(1));
@@ -369,10 +379,17 @@ async fn in_batches(client: &Client, args: &Load, op: impl Fn(u64, String) -> Wr
             let keys = start..(start + batch).min(args.keys);
             let ops: Vec<WriteOp> = keys.map(|number| op(number, key(&args.prefix, number))).collect();
             async move {
-                for outcome in client.batch_write(&ops).await? {
-                    outcome?;
+                let mut times = 1;
+                loop {
+                    let written = client.batch_write(&ops).await;
+                    let written = written.and_then(|all| all.into_iter().collect::<Result<Vec<_>, Error>>());
+                    match written {
+                        Err(error) if error.happened() == Happened::Unknown && times < times_max => {
+                            times += 1
+                        }
+                        done => return done.map(drop),
+                    }
                 }
-                Ok::<(), Error>(())
             }
         })
         .buffer_unordered(BATCHES_AT_ONCE)
