@@ -47,15 +47,21 @@ fn bulk() -> String {
 pub async fn low_disk(rig: &Rig<'_>, node: usize, quarters: u64) {
     let name = &rig.cluster.nodes[node].name;
     let channel = rig.cluster.nodes[node].channel();
+    let left = (DISK_RESERVE_MIB << 20) / 4 * quarters;
     // A node whose disk is low is given nothing to lead.
     rig.cluster.leads_something(node).await;
-    rig.disks[node].fill((DISK_RESERVE_MIB << 20) / 4 * quarters);
+    rig.disks[node].fill(left);
     let started = Instant::now();
     // Leaders move now and then: what is asked of one may meet another.
     loop {
-        rig.cluster.leads_something(node).await;
         let (own, others): (Vec<_>, Vec<_>) =
             rig.led().await.into_iter().partition(|(_, leader)| leader == name);
+        if own.is_empty() {
+            // What it led moved away, and would not come back.
+            rig.disks[node].make_room();
+            rig.cluster.leads_something(node).await;
+            rig.disks[node].fill(left);
+        }
         let mut wrong = Vec::new();
         for (key, _) in &own {
             let written = put(&channel, key, "x").await;
