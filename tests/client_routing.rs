@@ -165,10 +165,9 @@ async fn calls_go_straight_to_the_leaders() {
         held.insert(located.partition.unwrap().id);
     }
     // A leadership that moves in the midst of it makes a detour right: then it is looked at again.
-    // So it is where a read is repeated, since its leader was not confirmed in time.
-    let expected = (0, 2 * 2 * KEYS + 2 * held.len() as u64);
-    let mut found = Vec::new();
+    let expected = 2 * 2 * KEYS + 2 * held.len() as u64;
     for _ in 0..10 {
+        let terms = counted.terms().await;
         counted.straight(&client).await;
         let (detours, local) = (counted.detours().await, counted.sum(LOCAL).await);
         for _ in 0..2 {
@@ -181,12 +180,15 @@ async fn calls_go_straight_to_the_leaders() {
         let written = client.batch_write(&ops).await.unwrap();
         assert!(written.iter().all(Result::is_ok), "{written:?}");
         let (detours, local) = (counted.detours().await - detours, counted.sum(LOCAL).await - local);
-        if (detours, local) == expected {
-            return;
+        if counted.terms().await == terms {
+            assert!(detours == 0 && local >= expected, "{detours} detours, {local} of {expected} calls");
+            // A read is repeated where its leader was not confirmed in time, and counts again.
+            if local == expected {
+                return;
+            }
         }
-        found.push((detours, local));
     }
-    panic!("{found:?}, never {expected:?}:\n{}", counted.cluster.logs());
+    panic!("leaderships never rest, or are never confirmed in time:\n{}", counted.cluster.logs());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -363,8 +363,8 @@ async fn asked_to_end() {
 }
 
 /// Writes every key of the benchmark, as `op` has it for its number and itself. A batch of which some outcome is
-/// unknown is written again, so many times in all: more than once only if nothing comes after it that a late one of
-/// them could undo.
+/// unknown is written again, so many times in all: more than once only if nothing comes after it here that a
+/// late one of them could undo.
 async fn in_batches(
     client: &Client,
     args: &Load,
@@ -381,14 +381,15 @@ async fn in_batches(
             async move {
                 let mut times = 1;
                 loop {
-                    let written = client.batch_write(&ops).await;
-                    let written = written.and_then(|all| all.into_iter().collect::<Result<Vec<_>, Error>>());
-                    match written {
-                        Err(error) if error.happened() == Happened::Unknown && times < times_max => {
-                            times += 1
-                        }
-                        done => return done.map(drop),
+                    let failed: Vec<Error> = match client.batch_write(&ops).await {
+                        Ok(all) => all.into_iter().filter_map(Result::err).collect(),
+                        Err(error) => vec![error],
+                    };
+                    if times == times_max || failed.iter().all(|error| error.happened() != Happened::Unknown)
+                    {
+                        return failed.into_iter().next().map_or(Ok(()), Err);
                     }
+                    times += 1;
                 }
             }
         })

@@ -215,7 +215,7 @@ async fn hand_over<M: raft::Machine>(group: &raft::Group<M>, deadline: Deadline)
     }
     match group.step_down(deadline).await {
         Ok(true) => {}
-        // Another one than was asked.
+        // Another one than was asked, or that one, late.
         Ok(false) if group.status().leader.is_some_and(|leader| leader != group.key().replica) => {}
         Ok(false) => tracing::warn!(key = %group.key(), "nobody took over in time: the others will elect"),
         Err(error) => tracing::warn!(key = %group.key(), %error, "the leadership stays until the end"),

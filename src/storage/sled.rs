@@ -60,10 +60,10 @@ const UNSETTLED_BYTES_MAX: usize = 256 * 1024;
 /// What a delete counts: it makes sled write a page anew, and frees what is cut off later.
 const DELETE_BYTES: usize = 1024;
 
-/// Whoever reads in sled finishes the splits that it comes by, and each page it writes for that makes it move another
-/// one, from anywhere, out of a segment that is nearly free (`PageCache::replace`). If that other page is damaged, the
-/// read fails, although what it asked for is whole. But the split is done then, and the page is not tried again: so
-/// damage counts once a read has met it this often.
+/// Whoever reads in sled finishes the splits and merges that it comes by, and a page that it writes for that makes it
+/// move another one, from anywhere, out of a segment that is nearly free (`PageCache::replace`). If that other page is
+/// damaged, the read fails, although what it asked for is whole. But what it wrote is done then, and that page is not
+/// tried again: so damage counts once a read has met it this often.
 const READS_MAX: usize = 4;
 
 /// tmpfs and ramfs, as `statfs` names them.
@@ -410,13 +410,13 @@ fn io_error(doing: impl Into<String>, source: std::io::Error) -> Error {
     Error::Io { engine: Kind::Sled, doing: doing.into(), source }
 }
 
-/// Reads until it is not damage that it meets, or [`READS_MAX`] times.
+/// Reads until it is not damage that it meets, or [`READS_MAX`] times. What was met on the way is somewhere, if only in
+/// what the disk said once.
 fn read_again<T>(mut read: impl FnMut() -> Result<T>) -> Result<T> {
     let mut result = read();
     for _ in 1..READS_MAX {
-        if !matches!(result, Err(Error::Corrupt { .. })) {
-            break;
-        }
+        let Err(error @ Error::Corrupt { .. }) = &result else { break };
+        tracing::warn!(%error, "a read met damage, perhaps of another page than it asked for: it is made again");
         result = read();
     }
     result
