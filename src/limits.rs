@@ -50,6 +50,18 @@ pub const CALL_DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
 /// The original's Go clients give up after 5 s: they are answered before.
 pub const ORIGINAL_CALL_DEADLINE: Duration = Duration::from_secs(4);
 
+/// Longest name of a node, zone or cluster, in bytes: they stand in every metric and status line.
+pub const NAME_BYTES_MAX: usize = 64;
+
+/// Longest host name, in bytes (RFC 1035).
+pub const HOST_BYTES_MAX: usize = 253;
+
+/// Longest address of a node, in bytes: a host, maybe in brackets, and a port.
+pub const ADDRESS_BYTES_MAX: usize = HOST_BYTES_MAX + "[]:65535".len();
+
+/// Longest id of a cluster or a disk, in bytes; what is drawn has 32.
+pub const ID_BYTES_MAX: usize = 64;
+
 /// Most partitions of a cluster.
 pub const PARTITIONS_MAX: u32 = 4096;
 

@@ -148,6 +148,38 @@ fn too_long_a_key_is_refused(kind: Kind) {
     assert_eq!(store.get(&longest).as_deref(), Some(b"fits".as_slice()));
 }
 
+/// Whoever asks for one, on whatever way: nothing is there, and nobody panics.
+fn too_long_a_key_is_in_no_engine(kind: Kind) {
+    let store = Fixture::new(kind);
+    let longest = vec![b'k'; storage::ENGINE_KEY_BYTES_MAX];
+    let longer = [&longest[..], b"k"].concat();
+    let next = [&longest[..storage::ENGINE_KEY_BYTES_MAX - 1], b"l"].concat();
+    for key in [b"a", &longest[..], &next, b"z"] {
+        store.put(key, "v");
+    }
+    let view = store.engine.view().unwrap();
+    assert_eq!(store.engine.get(&longer).unwrap(), None);
+    assert_eq!(view.get(&longer).unwrap(), None);
+    let sizes = |range: KeyRange| -> Vec<(u8, usize)> {
+        let pairs = scan(&*view, range, Order::Ascending);
+        pairs.iter().map(|(key, _)| (*key.last().unwrap(), key.len())).collect()
+    };
+    let all = [(b'a', 1), (b'k', longest.len()), (b'l', longest.len()), (b'z', 1)];
+    for bound in [Included(bytes(&longer)), Excluded(bytes(&longer))] {
+        assert_eq!(sizes((bound.clone(), Unbounded)), all[2..], "from {:?}", bound.as_ref().map(Bytes::len));
+        assert_eq!(sizes((Unbounded, bound.clone())), all[..2], "up to {:?}", bound.as_ref().map(Bytes::len));
+        assert_eq!(sizes((bound.clone(), Included(bytes([&longer[..], b"k"].concat())))), []);
+        assert_eq!(sizes((bound.clone(), Excluded(bytes(&next)))), []);
+        assert_eq!(sizes((Excluded(bytes(&longest)), bound)), []);
+    }
+    store
+        .engine
+        .delete_range((Included(bytes(&longer)), Excluded(bytes([&next[..], b"l"].concat()))))
+        .unwrap();
+    drop(view);
+    assert_eq!(store.all().len(), 3);
+}
+
 fn scans_honour_bounds_and_order(kind: Kind) {
     let store = Fixture::new(kind);
     let names: Vec<String> = (0..700).map(|i| format!("k{i:04}")).collect();
@@ -466,6 +498,7 @@ on_every_engine! {
     odd_keys_and_values,
     large_values,
     too_long_a_key_is_refused,
+    too_long_a_key_is_in_no_engine,
     scans_honour_bounds_and_order,
     a_batch_takes_its_writes_in_order,
     a_view_stays_what_it_was,

@@ -6,15 +6,10 @@ use std::str::FromStr;
 
 use super::keys::Kind;
 use super::problem::suggest;
+use crate::limits::{HOST_BYTES_MAX, NAME_BYTES_MAX};
 
 /// The port where none is given, as in the original.
 pub const PORT_DEFAULT: u16 = 8080;
-
-/// Longest name of a node, zone or cluster, in bytes: they stand in every metric and status line.
-pub const NAME_BYTES_MAX: usize = 64;
-
-/// Longest host name, in bytes (RFC 1035).
-const HOST_BYTES_MAX: usize = 253;
 
 /// A value as somebody wrote it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -116,6 +116,10 @@ pub fn encode_command(ops: &[Op]) -> Bytes {
     out.freeze()
 }
 
+/// No version may allow longer keys, in bytes: with what is put before them, an engine must be able to hold them. What may be
+/// asked for is less ([`crate::limits::KEY_BYTES_MAX`]), and is looked at before it gets into a log: that limit may change.
+const KEY_BYTES_EVER: usize = 32 * 1024;
+
 /// Kind, precondition, the length of the key.
 const OP_BYTES_MIN: usize = 6;
 
@@ -191,6 +195,9 @@ fn take_ops(input: &mut Reader) -> Result<Vec<Op>, Malformed> {
             other => return Err(input.error(format!("unknown precondition {other}"))),
         };
         let key = input.bytes()?;
+        if key.len() > KEY_BYTES_EVER {
+            return Err(input.error(format!("a key of {} bytes, which no version allows", key.len())));
+        }
         ops.push(match kind {
             PUT => Op::Put { key, value: input.bytes()?, precondition },
             DELETE => Op::Delete { key, precondition },
@@ -309,6 +316,17 @@ mod tests {
                 None => Op::Delete { key, precondition },
             },
         )
+    }
+
+    /// A leader that lies may send it: then the group is damaged, and the node goes on.
+    #[test]
+    fn a_key_that_no_engine_can_hold_is_in_no_command() {
+        let delete =
+            |key: usize| Op::Delete { key: vec![b'k'; key].into(), precondition: Precondition::None };
+        let ops = vec![delete(KEY_BYTES_EVER)];
+        assert_eq!(decode_command(encode_command(&ops)), Ok(Command::Writes(ops)));
+        let error = decode_command(encode_command(&[delete(1), delete(KEY_BYTES_EVER + 1)])).unwrap_err();
+        assert!(error.to_string().contains("a key of 32769 bytes"), "{error}");
     }
 
     proptest! {

@@ -4,6 +4,7 @@
 //! The state says what *should* be (`replicas`); the leader of each group makes it so, and reports who
 //! is in the group (`holders`).
 
+mod bounds;
 mod codec;
 mod command;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -15,6 +16,7 @@ mod state;
 mod tests;
 mod version;
 
+pub use bounds::{check_bounds, check_id, check_member};
 pub use codec::{decode_answer, decode_command, encode_command};
 pub use command::{Answer, Command, Form, Join};
 pub use machine::Machine;

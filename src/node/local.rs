@@ -6,12 +6,33 @@ use super::calls::{GROUP, LEADER};
 use super::{Consistency, DataGroup, Deadline, Node};
 use crate::codec::Malformed;
 use crate::error::{Error, Reason, Result};
-use crate::kv;
-use crate::limits::MESSAGE_BYTES_MAX;
+use crate::kv::{self, Op};
+use crate::limits::{BATCH_OPERATIONS_MAX, KEY_BYTES_MAX, MESSAGE_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::meta;
 use crate::raft::{ProposeError, ReadError, Space};
 use crate::storage;
 use crate::types::{GroupId, PartitionId, ReplicaId};
+
+/// What clients are held to holds for what another node passes on, too.
+fn check_limits(ops: &[Op]) -> Result<()> {
+    let refuse = |why: String| Err(Error::new(Reason::InvalidArgument, why));
+    if ops.len() > BATCH_OPERATIONS_MAX {
+        return refuse(format!("{} operations; the limit is {BATCH_OPERATIONS_MAX}", ops.len()));
+    }
+    for op in ops {
+        let key = op.key().len();
+        if !(1..=KEY_BYTES_MAX).contains(&key) {
+            return refuse(format!("a key of {key} bytes; it has 1 to {KEY_BYTES_MAX}"));
+        }
+        match op {
+            Op::Put { value, .. } if value.len() > VALUE_BYTES_MAX => {
+                return refuse(format!("a value of {} bytes; the limit is {VALUE_BYTES_MAX}", value.len()));
+            }
+            Op::Put { .. } | Op::Delete { .. } => {}
+        }
+    }
+    Ok(())
+}
 
 impl Node {
     /// Proposes a command to a group that this node leads.
@@ -27,12 +48,14 @@ impl Node {
         let unreadable = |error: Malformed| Error::new(Reason::InvalidArgument, error.to_string());
         let answer = if group == GroupId::META {
             let seat = self.seat().ok_or_else(|| self.no_leader(group))?;
-            meta::decode_command(command.clone()).map_err(unreadable)?;
+            let decoded = meta::decode_command(command.clone()).map_err(unreadable)?;
+            meta::check_bounds(&decoded).map_err(|why| Error::new(Reason::InvalidArgument, why))?;
             seat.meta.propose(command, deadline).await
         } else {
             let partition = PartitionId(number - 1);
             let replica = self.replica(partition).ok_or_else(|| self.no_replica(partition))?;
             if let kv::Command::Writes(ops) = kv::decode_command(command.clone()).map_err(unreadable)? {
+                check_limits(&ops)?;
                 // On a condition, it would answer by what is wrong.
                 if replica.group.is_in_doubt() {
                     return Err(super::checking::suspect(partition));
@@ -202,4 +225,38 @@ fn read_keys(
         results.push(record);
     }
     Ok(results)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_client_may_ask_for_gets_into_no_log() {
+        let put = |key: usize, value: usize| Op::Put {
+            key: vec![b'k'; key].into(),
+            value: vec![b'v'; value].into(),
+            precondition: kv::Precondition::None,
+        };
+        let delete =
+            |key: usize| Op::Delete { key: vec![b'k'; key].into(), precondition: kv::Precondition::None };
+        for ops in [
+            vec![put(KEY_BYTES_MAX, VALUE_BYTES_MAX), delete(KEY_BYTES_MAX), put(1, 0)],
+            vec![put(1, 1); BATCH_OPERATIONS_MAX],
+        ] {
+            assert_eq!(check_limits(&ops), Ok(()));
+        }
+        for (ops, why) in [
+            (vec![put(1, 1), put(0, 1)], "a key of 0 bytes"),
+            (vec![delete(0)], "a key of 0 bytes"),
+            (vec![put(KEY_BYTES_MAX + 1, 1)], "a key of 4097 bytes"),
+            (vec![put(1, 1), delete(70_000)], "a key of 70000 bytes"),
+            (vec![put(1, VALUE_BYTES_MAX + 1)], "a value of 1048577 bytes"),
+            (vec![put(1, 1); BATCH_OPERATIONS_MAX + 1], "4097 operations"),
+        ] {
+            let error = check_limits(&ops).unwrap_err();
+            assert_eq!(error.reason, Reason::InvalidArgument);
+            assert!(error.message.starts_with(why), "{error}");
+        }
+    }
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::deadline::Clock;
-use super::{cluster, kv};
+use super::{cluster, kv, request as checked};
 use crate::error::{Error, Reason, Result, to_status};
-use crate::node::{Consistency, Node, Problem, ScanQuery};
+use crate::node::{Consistency, Node, Problem};
 use crate::proto::v1;
 use crate::proto::v1::peer_server::Peer;
 use crate::types::{GroupId, PartitionId};
@@ -83,6 +83,7 @@ impl Peer for Service {
         let v1::ReadKeysRequest { cluster_id, keys, stale } = request.into_inner();
         let read = async {
             let how = freshness(stale);
+            let keys = checked::batch_keys(keys)?;
             let found = self.node.peer_read_keys(&cluster_id, keys.clone(), how, limit.node).await?;
             let records = keys
                 .into_iter()
@@ -95,17 +96,13 @@ impl Peer for Service {
 
     async fn read_range(&self, request: Request<v1::ReadRangeRequest>) -> Answer<v1::ReadRangeResponse> {
         let limit = Clock::of(&request).unary();
-        let request = request.into_inner();
-        let partitions: Vec<PartitionId> = request.partitions.into_iter().map(PartitionId).collect();
-        let query = ScanQuery {
-            start: request.start,
-            end: request.end,
-            reverse: request.reverse,
-            limit: request.limit as usize,
-            keys_only: request.keys_only,
-            consistency: freshness(request.stale),
+        let read = async {
+            let request = request.into_inner();
+            let consistency = freshness(request.stale);
+            let cluster_id = request.cluster_id.clone();
+            let (partitions, query) = checked::part_of_scan(request, consistency)?;
+            self.node.peer_read_range(&cluster_id, &partitions, &query, limit.node).await
         };
-        let read = self.node.peer_read_range(&request.cluster_id, &partitions, &query, limit.node);
         answer(limit.read(read).await.map(|page| v1::ReadRangeResponse {
             records: page.records.into_iter().map(|(key, record)| kv::record(key, record)).collect(),
             more: page.more,

@@ -1,12 +1,17 @@
 //! Requests, checked: from the wire's messages to the node's values. Every limit has its error here.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 
 use crate::error::{Error, Reason, Result};
 use crate::kv::{Op, Precondition};
-use crate::limits::{BATCH_OPERATIONS_MAX, KEY_BYTES_MAX, MESSAGE_BYTES_MAX, VALUE_BYTES_MAX};
-use crate::node::Consistency;
+use crate::limits::{
+    BATCH_OPERATIONS_MAX, KEY_BYTES_MAX, MESSAGE_BYTES_MAX, PARTITIONS_MAX, VALUE_BYTES_MAX,
+};
+use crate::node::{Consistency, ScanQuery};
 use crate::proto::v1;
+use crate::types::PartitionId;
 
 use super::page::{Range, prefix_end};
 
@@ -137,6 +142,34 @@ pub(super) fn range(request: &v1::ScanRequest) -> Result<Range> {
     })
 }
 
+/// What another node asks of a scan: each partition once, in order. Its bounds may be behind a key, and so longer by a
+/// byte ([`Range::after`]).
+pub(super) fn part_of_scan(
+    request: v1::ReadRangeRequest,
+    consistency: Consistency,
+) -> Result<(Vec<PartitionId>, ScanQuery)> {
+    let count = request.partitions.len();
+    if count > PARTITIONS_MAX as usize {
+        return Err(too_large("the scan", count, PARTITIONS_MAX as usize, "partitions"));
+    }
+    for (what, bound) in [("start", &request.start), ("end", &request.end)] {
+        let size = bound.as_ref().map_or(0, Bytes::len);
+        if size > KEY_BYTES_MAX + 1 {
+            return Err(too_large(what, size, KEY_BYTES_MAX + 1, "bytes"));
+        }
+    }
+    let partitions: BTreeSet<PartitionId> = request.partitions.into_iter().map(PartitionId).collect();
+    let query = ScanQuery {
+        start: request.start,
+        end: request.end,
+        reverse: request.reverse,
+        limit: request.limit as usize,
+        keys_only: request.keys_only,
+        consistency,
+    };
+    Ok((partitions.into_iter().collect(), query))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -236,6 +269,30 @@ mod tests {
         assert_eq!(reason(range(&request(b"a", b"", b"b"))), Some(Reason::InvalidArgument));
         let long = v1::ScanRequest { start: vec![0; KEY_BYTES_MAX + 1].into(), ..Default::default() };
         assert_eq!(reason(range(&long)), Some(Reason::TooLarge));
+    }
+
+    #[test]
+    fn a_part_of_a_scan_is_within_the_limits_of_a_scan() {
+        let request = |partitions: Vec<u32>, bound: usize| v1::ReadRangeRequest {
+            partitions,
+            start: Some(vec![b'k'; bound].into()),
+            end: Some(vec![b'l'; bound].into()),
+            ..Default::default()
+        };
+        let part = |request| part_of_scan(request, Consistency::Stale);
+        let (partitions, query) = part(request(vec![3, 1, 3], KEY_BYTES_MAX + 1)).unwrap();
+        assert_eq!(partitions, [PartitionId(1), PartitionId(3)]);
+        assert_eq!(query.start.map(|start| start.len()), Some(KEY_BYTES_MAX + 1));
+        let numbers = (0..=PARTITIONS_MAX).collect();
+        for (request, limit) in [
+            (request(vec![1], KEY_BYTES_MAX + 2), KEY_BYTES_MAX + 1),
+            (v1::ReadRangeRequest { start: None, ..request(vec![1], KEY_BYTES_MAX + 2) }, KEY_BYTES_MAX + 1),
+            (request(numbers, 1), PARTITIONS_MAX as usize),
+            (request(vec![7; PARTITIONS_MAX as usize + 1], 1), PARTITIONS_MAX as usize),
+        ] {
+            let error = part(request).unwrap_err();
+            assert_eq!((error.reason, &error.metadata["limit"]), (Reason::TooLarge, &limit.to_string()));
+        }
     }
 
     #[test]

@@ -36,8 +36,8 @@ use fjall::{
 };
 
 use super::{
-    Engine, Error, KeyRange, Kind, Options, Order, Pair, Result, Sizes, View, Write, check_keys, closed,
-    delete_by_batches, dir,
+    ENGINE_KEY_BYTES_MAX, Engine, Error, KeyRange, Kind, Options, Order, Pair, Result, Sizes, View, Write,
+    check_keys, closed, delete_by_batches, dir, fitting,
     fjall_journal::{self, Found, Mark},
     fjall_version, is_empty_range, suspicion,
 };
@@ -238,8 +238,7 @@ impl Engine for Fjall {
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
-        let value = self.newest()?.get(&self.handles()?.keyspace, encode_key(key).as_ref());
-        Ok(value.map_err(|error| convert(error, || "reading a key".into()))?.map(to_bytes))
+        get(&*self.newest()?, &self.handles()?.keyspace, key)
     }
 
     /// No journal is being synced, neither for a checkpoint nor before a memtable is written, and the memtable will not be
@@ -321,8 +320,7 @@ struct FjallView {
 
 impl View for FjallView {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
-        let value = self.snapshot.get(&handles(&self.open)?.keyspace, encode_key(key).as_ref());
-        Ok(value.map_err(|error| convert(error, || "reading a key".into()))?.map(to_bytes))
+        get(&self.snapshot, &handles(&self.open)?.keyspace, key)
     }
 
     fn scan(&self, range: KeyRange, order: Order) -> Box<dyn Iterator<Item = Result<Pair>> + Send + '_> {
@@ -330,6 +328,7 @@ impl View for FjallView {
             Ok(open) => open,
             Err(error) => return Box::new(std::iter::once(Err(error))),
         };
+        let range = fitting(range);
         if is_empty_range(&range) {
             return Box::new(std::iter::empty());
         }
@@ -349,6 +348,15 @@ impl View for FjallView {
             Some(pair.map_err(|error| convert(error, || "scanning".into())))
         }))
     }
+}
+
+/// fjall panics when it is asked for a key that is longer than it takes any.
+fn get(snapshot: &Snapshot, keyspace: &Keyspace, key: &[u8]) -> Result<Option<Bytes>> {
+    if key.len() > ENGINE_KEY_BYTES_MAX {
+        return Ok(None);
+    }
+    let value = snapshot.get(keyspace, encode_key(key).as_ref());
+    Ok(value.map_err(|error| convert(error, || "reading a key".into()))?.map(to_bytes))
 }
 
 /// fjall takes no empty key, so the empty one, and those that begin with a zero byte, get a zero byte

@@ -126,6 +126,24 @@ fn is_empty_range(range: &KeyRange) -> bool {
     }
 }
 
+/// `range` among the keys that an engine can hold, with bounds that are no longer than such a key. What is cut off
+/// an end decides nothing: a key within the limit that is not before the whole bound is behind its beginning.
+fn fitting(range: KeyRange) -> KeyRange {
+    let cut = |key: &Bytes| (key.len() > ENGINE_KEY_BYTES_MAX).then(|| key.slice(..ENGINE_KEY_BYTES_MAX));
+    let (mut low, mut high) = range;
+    if let Bound::Included(key) | Bound::Excluded(key) = &low
+        && let Some(cut) = cut(key)
+    {
+        low = Bound::Excluded(cut);
+    }
+    if let Bound::Included(key) | Bound::Excluded(key) = &high
+        && let Some(cut) = cut(key)
+    {
+        high = Bound::Included(cut);
+    }
+    (low, high)
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
     Ascending,
@@ -206,7 +224,8 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     fn recovers_prefix(&self) -> bool;
 
     /// The key's value after some whole batch that was applied before the call, or while it runs: of a batch, either
-    /// everything is seen or nothing, by this call, those after it, and views that are opened after it.
+    /// everything is seen or nothing, by this call, those after it, and views that are opened after it. A key that is
+    /// longer than [`ENGINE_KEY_BYTES_MAX`] has none.
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>>;
 
     /// What [`Engine::get`] would answer, if that is known without looking into the engine, and so without the disk.
@@ -263,7 +282,7 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
 pub trait View: Send {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>>;
 
-    /// The pairs of a range. Yields nothing after its first error.
+    /// The pairs of a range, whose bounds may be of any length. Yields nothing after its first error.
     fn scan(&self, range: KeyRange, order: Order) -> Box<dyn Iterator<Item = Result<Pair>> + Send + '_>;
 }
 

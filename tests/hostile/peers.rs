@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use prost::Message as _;
 use rushkv::error::{Happened, Reason, from_status};
+use rushkv::kv::{self, Op, Precondition};
+use rushkv::limits::{BATCH_OPERATIONS_MAX, KEY_BYTES_MAX, PARTITIONS_MAX, VALUE_BYTES_MAX};
 use rushkv::proto::v1;
 use rushkv::proto::v1::peer_client::PeerClient;
 use rushkv::types::{NodeId, ReplicaId};
@@ -142,6 +144,84 @@ async fn commands_that_make_no_sense_get_into_no_log() {
     siege.withstands("commands without sense", 32, || ()).await;
     siege.daemon.stop();
     // Nothing of it is in the way of a next start.
+    siege.daemon.start();
+    siege.daemon.serves().await;
+    siege.stop();
+}
+
+/// A peer is held to the limits of clients. fjall panics over a key of 64 KiB: a write of one that got into the log would end
+/// each node that applied it, at each start again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_over_a_limit_reaches_no_log_and_no_engine() {
+    let mut siege = Siege::start().await;
+    let cluster_id = siege.cluster_id().await;
+    let mut peer = PeerClient::new(siege.daemon.channel());
+    let put = |key: usize, value: usize| Op::Put {
+        key: vec![b'k'; key].into(),
+        value: vec![b'v'; value].into(),
+        precondition: Precondition::None,
+    };
+    let delete = |key: usize| Op::Delete { key: vec![b'k'; key].into(), precondition: Precondition::None };
+    let propose = |group, ops: &[Op]| v1::ProposeRequest {
+        cluster_id: cluster_id.clone(),
+        group,
+        command: kv::encode_command(ops),
+    };
+    for group in 1..=4 {
+        // An engine that nothing was written to yet looks at no key.
+        peer.propose(propose(group, &[put(KEY_BYTES_MAX, 1)])).await.unwrap();
+        for ops in [
+            vec![put(0, 1)],
+            vec![put(KEY_BYTES_MAX + 1, 1)],
+            vec![put(1, 1), put(70_000, 1)],
+            vec![delete(70_000)],
+            vec![put(1, VALUE_BYTES_MAX + 1)],
+            vec![put(1, 1); BATCH_OPERATIONS_MAX + 1],
+        ] {
+            let status = peer.propose(propose(group, &ops)).await.unwrap_err();
+            let error = from_status(&status, Happened::Unknown);
+            assert_eq!((error.reason, error.happened()), (Reason::InvalidArgument, Happened::No), "{error}");
+        }
+    }
+    for stale in [false, true] {
+        let keys = |keys: Vec<Vec<u8>>| v1::ReadKeysRequest {
+            cluster_id: cluster_id.clone(),
+            keys: keys.into_iter().map(Into::into).collect(),
+            stale,
+        };
+        for (asked, reason) in [
+            (vec![vec![b'k'; 70_000]], Reason::TooLarge),
+            (vec![vec![b'k'; 1], vec![b'k'; KEY_BYTES_MAX + 1]], Reason::TooLarge),
+            (vec![Vec::new()], Reason::InvalidArgument),
+            (vec![vec![b'k']; BATCH_OPERATIONS_MAX + 1], Reason::TooLarge),
+        ] {
+            let status = peer.read_keys(keys(asked)).await.unwrap_err();
+            assert_eq!(from_status(&status, Happened::No).reason, reason, "{status:?}");
+        }
+        let range = |partitions: Vec<u32>, bound: usize| v1::ReadRangeRequest {
+            cluster_id: cluster_id.clone(),
+            partitions,
+            start: Some(vec![b'a'; bound].into()),
+            end: Some(vec![b'z'; bound].into()),
+            limit: 10,
+            stale,
+            ..Default::default()
+        };
+        let read = peer.read_range(range(vec![3, 0, 1, 2, 3, 3], KEY_BYTES_MAX + 1)).await.unwrap();
+        assert_eq!(read.into_inner().records.len(), 4, "each partition is asked once");
+        for asked in [
+            range(vec![0], 70_000),
+            v1::ReadRangeRequest { start: None, ..range(vec![0], 70_000) },
+            v1::ReadRangeRequest { end: None, ..range(vec![0], KEY_BYTES_MAX + 2) },
+            range(vec![0; 3_000_000], 1),
+            range((0..=PARTITIONS_MAX).collect(), 1),
+        ] {
+            let status = peer.read_range(asked).await.unwrap_err();
+            assert_eq!(from_status(&status, Happened::No).reason, Reason::TooLarge, "{status:?}");
+        }
+    }
+    siege.withstands("requests over the limits", 96, || ()).await;
+    siege.daemon.stop();
     siege.daemon.start();
     siege.daemon.serves().await;
     siege.stop();
