@@ -10,6 +10,7 @@ mod process;
 use std::time::{Duration, Instant};
 
 use cluster::{Cluster, WAIT_MAX, info, put};
+use rushkv::error::{Happened, Reason, from_status};
 use rushkv::proto::v1::LeaveRequest;
 use rushkv::proto::v1::cluster_client::ClusterClient;
 use rushkv::types::{NodeId, ReplicaId};
@@ -53,6 +54,33 @@ async fn a_node_that_was_removed_hears_of_it() {
     cluster.nodes[2].start();
     cluster.serve().await;
     cluster.settles(0, &["node1", "node2", "node3"], |replicas| replicas == 8).await;
+}
+
+/// Who asks for it by another node, whose question to the leader broke off half-way, is never told that it surely did not
+/// happen, though nobody could be asked again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leave_that_may_have_happened_is_not_denied() {
+    let mut cluster = Cluster::start(3, "fjall").await;
+    cluster.settles(0, &["node1", "node2", "node3"], |replicas| replicas == 8).await;
+    let leader = info(cluster.nodes[0].channel()).await.unwrap().leader;
+    let at = |name: &str| (0..3).find(|at| format!("node{}", at + 1) == name).unwrap();
+    let leader = at(&leader);
+    let (asked, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    // They take what is sent to them, and answer nothing.
+    cluster.nodes[leader].pause();
+    cluster.nodes[other].pause();
+    let mut client = ClusterClient::new(cluster.nodes[asked].channel());
+    let request = LeaveRequest { node: format!("node{}", other + 1) };
+    let leaving = tokio::spawn(async move { client.leave(request).await });
+    // While it is under way to the leader. Nobody else can become one.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    cluster.nodes[leader].kill();
+    let status = leaving.await.unwrap().unwrap_err();
+    cluster.nodes[other].resume();
+    let error = from_status(&status, Happened::No);
+    assert_eq!((error.reason, error.happened()), (Reason::OutcomeUnknown, Happened::Unknown), "{error}");
+    cluster.nodes[leader].start();
+    cluster.serve().await;
 }
 
 /// Replicas moved away from a node and come back under new ids, all while it was away: the old one is destroyed

@@ -15,6 +15,9 @@ use crate::types::{GroupId, LogKey, NodeId};
 use crate::way_out::START_OVER;
 use crate::{meta, raft};
 
+/// Between two attempts of one change.
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
+
 /// Who this node is in its cluster.
 #[derive(Debug)]
 pub(super) struct Seat {
@@ -97,11 +100,16 @@ impl Node {
 
     /// Proposes a command to group 0, wherever it is led, until it is answered: every command may be
     /// repeated.
+    ///
+    /// # Errors
+    /// [`Reason::OutcomeUnknown`] as well if any attempt ended so and none after it was answered: whatever the last one came to,
+    /// that one may have taken place, or may yet.
     pub(super) async fn change(&self, command: &meta::Command, deadline: Instant) -> Result<meta::Answer> {
         if let Some(cluster) = self.cluster() {
             cluster.state.allows(command).map_err(|why| Error::new(Reason::ClusterRefused, why))?;
         }
         let bytes = meta::encode_command(command);
+        let mut unknown = None;
         loop {
             let answer = self.propose_to(GroupId::META, bytes.clone(), deadline).await;
             match answer {
@@ -110,15 +118,18 @@ impl Node {
                         .map_err(|why| Error::new(Reason::ClusterRefused, why));
                 }
                 // An unknown outcome, too: a command that has taken place does nothing the second time.
-                Err(error)
-                    if (super::calls::is_worth_repeating(&error)
-                        || error.reason == Reason::OutcomeUnknown)
-                        && Instant::now() < deadline =>
-                {
-                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                Err(error) => {
+                    let is_unknown = error.reason == Reason::OutcomeUnknown;
+                    let again = is_unknown || super::calls::is_worth_repeating(&error);
+                    if is_unknown {
+                        unknown = Some(error.clone());
+                    }
+                    if !again || Instant::now() + PAUSE >= deadline {
+                        return Err(unknown.unwrap_or(error));
+                    }
                 }
-                Err(error) => return Err(error),
             }
+            tokio::time::sleep(PAUSE).await;
         }
     }
 }

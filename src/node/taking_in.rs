@@ -9,7 +9,8 @@ use super::{Deadline, Joined, Node};
 use crate::error::{Error, Reason, Result};
 use crate::meta;
 use crate::proto::v1;
-use crate::transport;
+use crate::proto::v1::peer_client::PeerClient;
+use crate::transport::{self, GatedChannel, Kind, Limit};
 
 /// What is to be done about the node that was asked about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,7 +154,14 @@ impl Node {
             cluster_name: state.cluster_name.clone(),
             addresses: state.members.values().map(|member| member.address.clone()).collect(),
         };
-        self.ask_at(address, deadline, |mut peer| async move { peer.give_up(request).await }).await.map(drop)
+        // Whoever does not answer may be giving its cluster up.
+        let left = deadline.saturating_duration_since(Instant::now());
+        let limit = Limit { grpc_timeout: left, leaves_within: left, deadline };
+        let send = |channel, request| async move { PeerClient::new(channel).give_up(request).await };
+        let channel = GatedChannel(transport::dial(address)?);
+        let asked =
+            transport::attempt(Kind::Write, channel, tonic::Request::new(request), limit, &send).await;
+        asked.map(drop).map_err(|failed| failed.error)
     }
 }
 
