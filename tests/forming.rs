@@ -87,6 +87,32 @@ async fn a_founder_never_comes_back(engine: Engine) {
     are_one(&mut nodes, "it came anew").await;
 }
 
+/// It was away while the founding that it is prepared for took place, and heard nothing of it; somebody else, who can't know of that,
+/// would have it found another cluster.
+async fn a_founder_that_was_away_founds_nothing_else(engine: Engine) {
+    let (dir, mut nodes) = together(3, engine);
+    nodes[2].set(CRASH_AT, Some("forming.prepared"));
+    nodes.iter_mut().for_each(Daemon::start);
+    assert_eq!(nodes[2].wait_end(CRASHES_WITHIN), None, "{}", logs(&nodes));
+    let prepared = dir.path().join("prepared");
+    copy_dir(&nodes[2].data_dir, &prepared);
+    nodes[2].set(CRASH_AT, None);
+    nodes[2].start();
+    are_one(&mut nodes, "one crashed once it was prepared").await;
+    nodes.iter_mut().for_each(Daemon::kill);
+
+    let mut away = nodes.pop().unwrap();
+    std::fs::remove_dir_all(&away.data_dir).unwrap();
+    copy_dir(&prepared, &away.data_dir);
+    let mut stranger = daemon(&dir, "node0", engine).env(PEERS, &away.address());
+    away.set(PEERS, Some(&stranger.address()));
+    away.start();
+    stranger.start();
+    says(&stranger, "which may have taken place").await;
+    let told = info(away.channel()).await;
+    assert!(told.is_err(), "it is a member of another cluster: {told:?}\n{}", away.log());
+}
+
 async fn a_joining_node_crashes(engine: Engine) {
     let steps = ["forming.all-heard", "joining.admitted", "joining.identity-written"];
     at_each(steps, |step| async move {
@@ -377,6 +403,7 @@ on_both_engines! {
     all_founders_are_killed_while_they_prepare,
     who_proposes_the_founding_crashes,
     a_founder_never_comes_back,
+    a_founder_that_was_away_founds_nothing_else,
     a_joining_node_crashes,
     a_node_whose_peers_are_only_itself_founds_alone,
     nodes_started_alone_are_joined_the_originals_way,

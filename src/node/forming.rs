@@ -18,14 +18,14 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::formation::{Heard, Step, decide, decide_joining};
 use super::identity::Identity;
-use super::open::{draw_id, refused};
+use super::open::refused;
 use super::promise::{JOINING, PREPARED};
 use super::seat::{Beginning, Seat, leads};
 use super::{Deadline, Node, meeting};
 use crate::error::{Error, Reason, Result};
-use crate::proto::v1::{self, Founder, Founding};
+use crate::proto::v1::{self, Founder};
 use crate::transport::{Kind, PROTOCOL_MAX, PROTOCOL_MIN};
-use crate::types::{NodeId, ReplicaId};
+use crate::types::NodeId;
 use crate::{crash_point, meta, transport};
 
 /// Between two rounds of Hello.
@@ -83,7 +83,7 @@ impl Node {
         }
     }
 
-    fn settings(&self) -> v1::FormationSettings {
+    pub(super) fn settings(&self) -> v1::FormationSettings {
         let wanted = &self.options.formation;
         v1::FormationSettings {
             cluster_name: wanted.cluster_name.clone(),
@@ -169,121 +169,13 @@ impl Node {
         heard
     }
 
-    fn dialled(&self, dialled: &mut Dialled, address: &str) -> Result<transport::GatedChannel> {
+    pub(super) fn dialled(&self, dialled: &mut Dialled, address: &str) -> Result<transport::GatedChannel> {
         if let Some(channel) = dialled.get(address) {
             return Ok(channel.clone());
         }
         let channel = transport::GatedChannel(transport::dial(address)?);
         dialled.insert(address.to_string(), channel.clone());
         Ok(channel)
-    }
-
-    /// Draws a founding, or takes up the one that this node is prepared for, and has everybody prepare.
-    async fn found(
-        self: &Arc<Node>,
-        founders: Vec<Founder>,
-        replaces: Option<String>,
-        dialled: &mut Dialled,
-    ) -> Result<()> {
-        let mine = self.seat().and_then(|seat| seat.founding.clone());
-        let (founding, replaces) = match mine {
-            Some(mine) if mine.founders == founders => (mine, replaces),
-            other => {
-                let founding = Founding { cluster_id: draw_id()?, settings: Some(self.settings()), founders };
-                tracing::info!(cluster_id = founding.cluster_id, "founding a cluster");
-                crash_point::reached("forming.drawn");
-                let before = other.map(|mine| mine.cluster_id).or(replaces);
-                self.prepare_for(founding.clone()).await?;
-                crash_point::reached("forming.first-prepared");
-                (founding, before)
-            }
-        };
-        self.have_all_prepared(&founding, replaces.unwrap_or_default(), dialled).await?;
-        crash_point::reached("forming.all-prepared");
-        let seat = self.seat().ok_or_else(|| refused("the seat was lost while founding"))?;
-        let first = voters(&founding);
-        seat.meta.initialize(&first).await.map_err(refused)?;
-        crash_point::reached("forming.initialized");
-        Ok(())
-    }
-
-    async fn have_all_prepared(
-        &self,
-        founding: &Founding,
-        replaces: String,
-        dialled: &mut Dialled,
-    ) -> Result<()> {
-        let others = founding.founders.iter().filter(|one| one.disk_id != self.data_dir.disk_id());
-        let asked = others.map(|one| {
-            let channel = self.dialled(dialled, &one.address);
-            let request = v1::PrepareRequest { founding: Some(founding.clone()), replaces: replaces.clone() };
-            async move {
-                ask(channel, |mut peer| async move { peer.prepare(request).await })
-                    .await
-                    .map_err(|error| refused(format!("\"{}\" to be prepared: {error}", one.name)))?;
-                crash_point::reached("forming.another-prepared");
-                Ok(())
-            }
-        });
-        join_all(asked.collect::<Vec<_>>()).await.into_iter().collect()
-    }
-
-    /// A Prepare that came from the founding's first node.
-    pub(super) async fn accept_founding(self: &Arc<Node>, founding: Founding, replaces: &str) -> Result<()> {
-        // One at a time: two foundings must not both find that there is none.
-        let _one = self.preparing.lock().await;
-        let refuse = |why: String| Err(Error::new(Reason::ClusterRefused, why));
-        let name = &self.options.name;
-        let me = self.data_dir.disk_id();
-        if !founding.founders.iter().any(|one| one.disk_id == me && one.name == *name) {
-            return refuse(format!("the founding does not know \"{name}\" with its data directory"));
-        }
-        if founding.settings.as_ref() != Some(&self.settings()) {
-            return refuse(format!("the settings of the founding are not those of \"{name}\""));
-        }
-        if let Some(seat) = self.seat() {
-            let Some(mine) = &seat.founding else {
-                return refuse(format!("\"{name}\" is a member of cluster {}", seat.identity.cluster_id));
-            };
-            if *mine == founding {
-                return Ok(());
-            }
-            if mine.cluster_id != replaces {
-                return refuse(format!("\"{name}\" is prepared for the founding {}", mine.cluster_id));
-            }
-            if seat.meta.is_initialized().await.map_err(refused)? {
-                return refuse(format!("\"{name}\" has a log of the founding {}", mine.cluster_id));
-            }
-        } else if self.joining.is_some() {
-            return refuse(format!("\"{name}\" is on its way into another cluster"));
-        } else if self.options.peers.is_empty() {
-            return refuse(format!("\"{name}\" has no peers: it looks for no cluster"));
-        }
-        crash_point::reached("forming.asked-to-prepare");
-        self.prepare_for(founding).await?;
-        crash_point::reached("forming.prepared");
-        Ok(())
-    }
-
-    /// Writes the founding down, durably, and takes the seat that it gives.
-    pub(super) async fn prepare_for(self: &Arc<Node>, founding: Founding) -> Result<()> {
-        let me = self.data_dir.disk_id();
-        let Some(mine) = founding.founders.iter().find(|one| one.disk_id == me).cloned() else {
-            return Err(refused("the founding that this directory is prepared for does not name it"));
-        };
-        let (dir, content) = (self.data_dir.path().to_path_buf(), founding.clone());
-        let written = tokio::task::spawn_blocking(move || PREPARED.write(&dir, &content)).await;
-        written.map_err(|error| Error::new(Reason::Internal, error.to_string()))?.map_err(refused)?;
-        let identity = Identity {
-            cluster_id: founding.cluster_id.clone(),
-            number: NodeId(mine.number),
-            name: self.options.name.clone(),
-            disk_id: me.to_string(),
-            founded_alone: false,
-        };
-        let known = founding.founders.clone();
-        self.take_seat(identity, Some(founding), Beginning::Others, &known).await?;
-        Ok(())
     }
 
     /// What is left to do with a seat; true: nothing.
@@ -497,7 +389,7 @@ impl Node {
 }
 
 /// Makes one call to a peer whose outcome does not matter: every call here may be repeated.
-async fn ask<R, F>(
+pub(super) async fn ask<R, F>(
     channel: Result<transport::GatedChannel>,
     call: impl FnOnce(v1::peer_client::PeerClient<transport::GatedChannel>) -> F,
 ) -> Result<R>
@@ -523,15 +415,7 @@ where
     }
 }
 
-/// Group 0's first voters.
-fn voters(founding: &Founding) -> Vec<ReplicaId> {
-    let members = founding.founders.iter().map(|one| (NodeId(one.number), member(one.clone())));
-    let mut state = meta::State::default();
-    state.members = members.collect();
-    meta::group0_voters(&state).into_iter().map(meta::group0_replica).collect()
-}
-
-fn member(one: Founder) -> meta::Member {
+pub(super) fn member(one: Founder) -> meta::Member {
     meta::Member {
         name: one.name,
         address: one.address,

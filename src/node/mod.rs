@@ -19,6 +19,7 @@ mod follow;
 mod formation;
 mod forming;
 mod forward;
+mod founding;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod gauges;
@@ -225,6 +226,9 @@ impl Node {
     }
 
     fn keep_task(&self, task: JoinHandle<()>) {
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(task);
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of those that come and go with replicas.
+        tasks.retain(|task| !task.is_finished());
+        tasks.push(task);
     }
 }
