@@ -29,8 +29,10 @@ use crate::{crash_point, kv};
 /// For one command to a group of this node.
 const STEP_WITHIN: Duration = Duration::from_secs(5);
 
-/// How often the other cluster's members are asked before it counts as gone.
+/// How often the other cluster's members are asked before it counts as gone; and for how long: this one takes no write
+/// meanwhile.
 const ASKED_TIMES: usize = 10;
+const ASKED_WITHIN: Duration = Duration::from_secs(20);
 
 /// How far it has come, for those who asked for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,7 +161,12 @@ impl Node {
         };
         let dir = self.data_dir.path().to_path_buf();
         let written = tokio::task::spawn_blocking(move || JOINING.write(&dir, &joining)).await;
-        written.map_err(refused)?.map_err(refused)?;
+        if let Err(why) = written.map_err(|error| error.to_string()).flatten() {
+            // It may be on the disk all the same, and the next start empties the directory if it is: nothing may be
+            // unsealed, and acknowledged, in this process any more.
+            self.fail(format!("whether this node has given its cluster up is not known: {why}"));
+            return std::future::pending().await;
+        }
         tracing::info!(cluster_id = target.cluster_id, "giving this cluster of one up to join another");
         crash_point::reached("giving-up.bound");
         self.gave_up.send_replace(GivingUp::Bound);
@@ -170,11 +177,15 @@ impl Node {
     /// themselves up for each other, the one that sealed later sees the other's seal.
     async fn refused_by(&self, target: &Sealed) -> Option<String> {
         let mut why = String::new();
+        let until = Instant::now() + ASKED_WITHIN;
         for attempt in 0..ASKED_TIMES {
             if attempt > 0 {
                 sleep(ROUND).await;
             }
             for address in &target.addresses {
+                if Instant::now() >= until {
+                    break;
+                }
                 match self.hello(address).await {
                     Ok(standing) if standing.cluster_id != target.cluster_id => {
                         why =

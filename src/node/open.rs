@@ -242,7 +242,11 @@ fn recover(options: &Options, wal_metrics: wal::Metrics) -> Result<Opened> {
         }
         None => None,
     };
-    let founding = PREPARED.read(data_dir.path()).map_err(refused)?;
+    // Of no meaning, and removed, where there is an identity.
+    let founding = match identity {
+        Some(_) => None,
+        None => PREPARED.read(data_dir.path()).map_err(refused)?,
+    };
     // After every refusal that leaves the directory as it was: from here on it is written to.
     let clean = data_dir.take_clean_stop().map_err(refused)?;
     let started = Instant::now();
