@@ -45,8 +45,7 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     let mut connections = JoinSet::new();
-    // By age; those that have ended are among them until their turn comes.
-    let mut oldest: VecDeque<AbortHandle> = VecDeque::new();
+    let mut by_age = ByAge { handles: VecDeque::new(), open_max: connections_max };
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         tokio::select! {
@@ -60,7 +59,7 @@ where
                         refused();
                         match full {
                             Full::RefuseNew => continue,
-                            Full::CutOldest => cut_oldest(&mut oldest),
+                            Full::CutOldest => by_age.cut_oldest(),
                         }
                     }
                     // Answers are written whole; waiting for more to send would only delay them.
@@ -69,10 +68,7 @@ where
                     }
                     let handle = connections.spawn(serve(stream, stopping.subscribe()));
                     if full == Full::CutOldest {
-                        while oldest.front().is_some_and(AbortHandle::is_finished) {
-                            oldest.pop_front();
-                        }
-                        oldest.push_back(handle);
+                        by_age.push(handle);
                     }
                 }
                 Err(error) if of_the_connection(&error) => {}
@@ -93,10 +89,26 @@ where
     cut_off
 }
 
-fn cut_oldest(by_age: &mut VecDeque<AbortHandle>) {
-    while let Some(oldest) = by_age.pop_front() {
-        if !oldest.is_finished() {
-            return oldest.abort();
+/// The open connections, oldest first; and some that have ended.
+struct ByAge {
+    handles: VecDeque<AbortHandle>,
+    open_max: usize,
+}
+
+impl ByAge {
+    fn push(&mut self, handle: AbortHandle) {
+        // A handle keeps the memory of its connection. More than half of these have ended.
+        if self.handles.len() >= 2 * self.open_max {
+            self.handles.retain(|handle| !handle.is_finished());
+        }
+        self.handles.push_back(handle);
+    }
+
+    fn cut_oldest(&mut self) {
+        while let Some(oldest) = self.handles.pop_front() {
+            if !oldest.is_finished() {
+                return oldest.abort();
+            }
         }
     }
 }
@@ -105,4 +117,25 @@ fn cut_oldest(by_age: &mut VecDeque<AbortHandle>) {
 fn of_the_connection(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A scraper that keeps its connection, and a probe that makes a new one each time.
+    #[tokio::test]
+    async fn one_that_stays_does_not_keep_what_came_after_it() {
+        let mut by_age = ByAge { handles: VecDeque::new(), open_max: 4 };
+        let stays = tokio::spawn(std::future::pending::<()>());
+        by_age.push(stays.abort_handle());
+        for _ in 0..100 {
+            let ends = tokio::spawn(async {});
+            by_age.push(ends.abort_handle());
+            ends.await.unwrap();
+            assert!(by_age.handles.len() <= 2 * by_age.open_max, "{}", by_age.handles.len());
+        }
+        by_age.cut_oldest();
+        assert!(stays.await.unwrap_err().is_cancelled());
+    }
 }
