@@ -41,6 +41,20 @@ fn exit_codes_tell_failures_apart() {
     assert_eq!((exit, out.as_str()), (0, "2"), "what was acknowledged outlives kill -9: {err}");
 }
 
+/// `| head`: as if SIGPIPE had ended it.
+#[test]
+fn a_batch_whose_reader_leaves_does_not_say_that_all_was_done() {
+    let node = Node::start();
+    assert_eq!(parts(cli(&node, &["put", "k", "1"])).0, 0);
+    for command in ["-commands=get k; delete k", "-commands=get other; get k; delete k"] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let status = cli_command(&node, &["-batch", command]).stdout(writer).status().unwrap();
+        assert_eq!(status.code(), Some(141), "{command}");
+        assert_eq!(parts(cli(&node, &["exists", "k"])).0, 0, "{command}: what came after was done");
+    }
+}
+
 #[test]
 fn bytes_go_through_pipes_unchanged() {
     let node = Node::start();

@@ -93,6 +93,7 @@ pub fn run(args: Vec<OsString>, mut printer: Printer) -> u8 {
     let flushed = session.printer.flush();
     match ended.and_then(|ended| ended).and_then(|exit| flushed.map(|()| exit)) {
         Ok(exit) => exit,
+        Err(Fault::Pipe) if session.is_batch => tool::EXIT_PIPE,
         Err(fault) => fail(&mut session.printer, &fault),
     }
 }

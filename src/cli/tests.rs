@@ -291,13 +291,14 @@ impl Write for ClosedPipe {
 async fn a_closed_pipe_ends_quietly() {
     let fake = Fake::start().await;
     fake.put("a", "1");
-    for words in [&["scan"][..], &["-batch", "-commands=get a; get a"]] {
+    let batch = ["-batch", "-commands=get a; get a"];
+    for (words, expected) in [(&["scan"][..], 0), (&batch, super::tool::EXIT_PIPE)] {
         let mut args: Vec<std::ffi::OsString> = vec!["p".into(), "--server".into(), (&fake.address).into()];
         args.extend(words.iter().map(Into::into));
         let err = Sink::default();
         let printer = Printer::to(Box::new(ClosedPipe), Box::new(err.clone()));
         let exit = tokio::task::spawn_blocking(move || super::run(args, printer)).await.unwrap();
-        assert_eq!(exit, 0);
+        assert_eq!(exit, expected, "{words:?}");
         assert!(err.0.lock().unwrap().is_empty());
     }
     assert_eq!(fake.calls(), ["scan", "get"], "nothing more is asked for");

@@ -13,6 +13,9 @@ pub const EXIT_WRONG: u8 = 7;
 /// Something on this side failed: a file, the terminal.
 pub const EXIT_LOCAL: u8 = 1;
 
+/// Of a batch whose output nobody reads any more, as a shell says that SIGPIPE ended a program: the commands after it were not run.
+pub const EXIT_PIPE: u8 = 128 + 13;
+
 /// Why a command failed.
 #[derive(Debug)]
 pub enum Fault {

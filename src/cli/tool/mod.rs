@@ -8,7 +8,7 @@ pub mod printer;
 pub mod table;
 pub mod text;
 
-pub use fault::{Fault, Outcome};
+pub use fault::{EXIT_PIPE, Fault, Outcome};
 pub use options::Common;
 pub use printer::{Format, Printer};
 pub use table::{Cell, Column};
