@@ -11,8 +11,10 @@
 //!
 //! A vote is looked up where it is saved, in memory of the log: it stands there before it is durable, and nobody is
 //! told of it before that. What the consensus core publishes comes later, and is used only for what is no less true
-//! then: that this replica was elected, what is applied, and who votes (a membership is published before
-//! it is committed, and so before the next one begins).
+//! then: that this replica was elected, what is applied, and who votes. The core publishes a membership before it appends the
+//! next one, if not always before this one is committed (the next one's append needs the news of that commit, which comes
+//! in a later round of the core's loop, and each round begins with publishing): so it is the one in force or its
+//! neighbour, as Raft's argument needs it.
 //!
 //! Whoever can't be confirmed in this way does not read: openraft's own ReadIndex is not asked instead, since it may
 //! take answers from before the question for later ones (decision 20).
