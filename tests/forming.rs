@@ -101,9 +101,19 @@ async fn a_founder_that_was_away_founds_nothing_else(engine: Engine) {
     are_one(&mut nodes, "one crashed once it was prepared").await;
     nodes.iter_mut().for_each(Daemon::kill);
 
-    let mut away = nodes.pop().unwrap();
+    let away = nodes.pop().unwrap();
     std::fs::remove_dir_all(&away.data_dir).unwrap();
     copy_dir(&prepared, &away.data_dir);
+    let mut away = away.named("renamed");
+    away.start();
+    refuses(
+        &mut away,
+        &[
+            "prepared to found a cluster as \"node3\", but node_id is \"renamed\"",
+            "start with an empty data_dir",
+        ],
+    );
+    let mut away = away.named("node3");
     let mut stranger = daemon(&dir, "node0", engine).env(PEERS, &away.address());
     away.set(PEERS, Some(&stranger.address()));
     away.start();

@@ -153,6 +153,13 @@ impl Node {
         let Some(mine) = founding.founders.iter().find(|one| one.disk_id == me).cloned() else {
             return Err(refused("the founding that this directory is prepared for does not name it"));
         };
+        if mine.name != self.options.name {
+            return Err(refused(format!(
+                "this directory is prepared to found a cluster as \"{0}\", but node_id is \"{1}\": set node_id = \"{0}\", or \
+                 start with an empty data_dir",
+                mine.name, self.options.name
+            )));
+        }
         let (dir, content) = (self.data_dir.path().to_path_buf(), founding.clone());
         let written = tokio::task::spawn_blocking(move || PREPARED.write(&dir, &content)).await;
         written.map_err(|error| Error::new(Reason::Internal, error.to_string()))?.map_err(refused)?;

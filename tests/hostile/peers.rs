@@ -183,6 +183,19 @@ async fn what_is_over_a_limit_reaches_no_log_and_no_engine() {
             assert_eq!((error.reason, error.happened()), (Reason::InvalidArgument, Happened::No), "{error}");
         }
     }
+    // Every node keeps what group 0 is told of members, and tells it in one message.
+    let long = "n".repeat(3 << 20);
+    let node = v1::Founder {
+        number: 0,
+        name: long,
+        address: "localhost:1".into(),
+        zone: String::new(),
+        weight: 1,
+        disk_id: "d15c".into(),
+    };
+    let admit = v1::AdmitRequest { node: Some(node), ..Default::default() };
+    let error = from_status(&peer.admit(admit).await.unwrap_err(), Happened::Unknown);
+    assert_eq!((error.reason, error.happened()), (Reason::InvalidArgument, Happened::No), "{error:.200}");
     for stale in [false, true] {
         let keys = |keys: Vec<Vec<u8>>| v1::ReadKeysRequest {
             cluster_id: cluster_id.clone(),
