@@ -9,7 +9,7 @@ pids=
 for n in 1 2 3; do
     # In a session of its own, so that Ctrl-C reaches it once: through this script.
     RUSHKV__PEERS=$peers setsid ./rushkv -id="node$n" -addr=localhost -port=$((8079 + n)) -data="./data/cluster/node$n" \
-        >"data/cluster/node$n.log" 2>&1 &
+        >>"data/cluster/node$n.log" 2>&1 &
     pids="$pids $!"
 done
 stop() {

@@ -99,6 +99,7 @@ pub enum Debug {
     /// right, and the partition serves stale reads only. The cluster compares by itself, too, every minute.
     Hash {
         /// Partitions by their number; all if there is none
+        #[arg(value_parser = partition)]
         partitions: Vec<u32>,
     },
     /// Lets every node read all that it holds, and check it, from now on
@@ -107,4 +108,10 @@ pub enum Debug {
     /// rebuilt if its partition has three copies or more; rushkvctl cluster health and the metrics
     /// rushkv_node_scrub_* tell.
     Scrub,
+}
+
+/// A partition as it is given, or as it is shown: `1` or `p1`.
+fn partition(given: &str) -> Result<u32, String> {
+    let number = given.strip_prefix('p').unwrap_or(given);
+    number.parse().map_err(|_| "a partition is a number, as `rushkvctl partition list` shows it".to_string())
 }

@@ -120,3 +120,14 @@ async fn a_wrong_command_line_is_told() {
     }
     assert!(ctl(&fake, &["-generate=man"]).await.text().contains("COMMAND: PARTITION SHOW"));
 }
+
+#[test]
+fn a_partition_is_taken_as_it_is_shown() {
+    let parsed = |word| Args::command().try_get_matches_from(["rushkvctl", "debug", "hash", word]).map(drop);
+    assert!(parsed("1").is_ok() && parsed("p1").is_ok());
+    for word in ["x", "pp1", "p", "-1"] {
+        assert!(parsed(word).is_err(), "{word}");
+    }
+    let error = parsed("one").unwrap_err().to_string();
+    assert!(error.contains("a partition is a number, as `rushkvctl partition list` shows it"), "{error}");
+}
