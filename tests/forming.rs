@@ -123,6 +123,36 @@ async fn a_founder_that_was_away_founds_nothing_else(engine: Engine) {
     assert!(told.is_err(), "it is a member of another cluster: {told:?}\n{}", away.log());
 }
 
+/// A founding that has not taken place gives way to one of the nodes as they are now: one at another address, or with another disk.
+async fn a_founding_is_drawn_anew_for_who_has_changed(engine: Engine) {
+    at_each(["moved", "wiped"], |change| async move {
+        let (dir, mut nodes) = together(3, engine);
+        nodes[0].set(CRASH_AT, Some("forming.all-prepared"));
+        nodes.iter_mut().for_each(Daemon::start);
+        assert_eq!(
+            tokio::task::block_in_place(|| nodes[0].wait_end(CRASHES_WITHIN)),
+            None,
+            "{}",
+            logs(&nodes)
+        );
+        nodes[1..].iter_mut().for_each(Daemon::kill);
+        match change {
+            "moved" => nodes[0] = daemon(&dir, "node1", engine),
+            _ => std::fs::remove_dir_all(&nodes[1].data_dir).unwrap(),
+        }
+        let peers = nodes.iter().map(Daemon::address).collect::<Vec<_>>().join(",");
+        for node in &mut nodes {
+            node.set(CRASH_AT, None);
+            node.set(PEERS, Some(&peers));
+            node.start();
+        }
+        are_one(&mut nodes, &format!("{engine}: one was {change}")).await;
+        let drawn = logs(&nodes).matches("founding a cluster").count();
+        assert!(drawn > 1, "{change}: it was not drawn anew");
+    })
+    .await;
+}
+
 async fn a_joining_node_crashes(engine: Engine) {
     let steps = ["forming.all-heard", "joining.admitted", "joining.identity-written"];
     at_each(steps, |step| async move {
@@ -414,6 +444,7 @@ on_both_engines! {
     who_proposes_the_founding_crashes,
     a_founder_never_comes_back,
     a_founder_that_was_away_founds_nothing_else,
+    a_founding_is_drawn_anew_for_who_has_changed,
     a_joining_node_crashes,
     a_node_whose_peers_are_only_itself_founds_alone,
     nodes_started_alone_are_joined_the_originals_way,

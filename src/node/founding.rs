@@ -36,7 +36,7 @@ impl Node {
             Some(mine) if mine.founders == founders => (mine, replaces),
             other => {
                 if let Some(mine) = &other {
-                    self.check_released(mine).await?;
+                    self.check_released(mine, &founders).await?;
                 }
                 let founding = Founding { cluster_id: draw_id()?, settings: Some(self.settings()), founders };
                 tracing::info!(cluster_id = founding.cluster_id, "founding a cluster");
@@ -82,26 +82,25 @@ impl Node {
         join_all(asked.collect::<Vec<_>>()).await.into_iter().collect()
     }
 
-    /// Whether the founding that this node is prepared for can't take place any more without it: everybody it names answers, and none
-    /// has a log of it. Who answers with another disk has lost the one that took part in it.
-    async fn check_released(&self, mine: &Founding) -> Result<()> {
+    /// Whether the founding that this node is prepared for has not taken place, and can't without it: everybody that it names answers,
+    /// at its address of now if it is one of `founders`, and nobody has a log of it, or is its member. A disk that was lost took part
+    /// in nothing else.
+    async fn check_released(&self, mine: &Founding, founders: &[Founder]) -> Result<()> {
         let others = mine.founders.iter().filter(|one| one.disk_id != self.data_dir.disk_id());
         let asked = others.map(|one| async move {
             let id = &mine.cluster_id;
             let refuse = |why: String| Err(Error::new(Reason::ClusterRefused, why));
-            match timeout(RELEASED_WITHIN, self.hello(&one.address)).await {
-                Ok(Ok(standing)) => {
-                    let is_there = standing.node.is_some_and(|node| node.disk_id == one.disk_id);
-                    let has_log = standing.has_log && standing.prepared_id == *id;
-                    match is_there && (has_log || standing.cluster_id == *id) {
-                        true => refuse(format!("the founding {id} has taken place: \"{}\" has its log", one.name)),
-                        false => Ok(()),
-                    }
+            let now = founders.iter().find(|other| other.disk_id == one.disk_id).unwrap_or(one);
+            match timeout(RELEASED_WITHIN, self.hello(&now.address)).await {
+                // Whoever answers there: a member that came after it knows of it, too.
+                Ok(Ok(other)) if other.cluster_id == *id || (other.has_log && other.prepared_id == *id) => {
+                    refuse(format!("the founding {id} has taken place: {} has its log", now.address))
                 }
+                Ok(Ok(_)) => Ok(()),
                 Ok(Err(_)) | Err(_) => refuse(format!(
                     "\"{}\" is prepared for the founding {id}, which may have taken place, since \"{}\" ({}) does not \
                      answer: start that one; if it is gone for good, start this one with an empty data_dir",
-                    self.options.name, one.name, one.address
+                    self.options.name, one.name, now.address
                 )),
             }
         });
@@ -135,7 +134,7 @@ impl Node {
             if seat.meta.is_initialized().await.map_err(refused)? {
                 return refuse(format!("\"{name}\" has a log of the founding {}", mine.cluster_id));
             }
-            self.check_released(mine).await?;
+            self.check_released(mine, &founding.founders).await?;
         } else if self.joining.is_some() {
             return refuse(format!("\"{name}\" is on its way into another cluster"));
         } else if self.options.peers.is_empty() {
@@ -153,13 +152,6 @@ impl Node {
         let Some(mine) = founding.founders.iter().find(|one| one.disk_id == me).cloned() else {
             return Err(refused("the founding that this directory is prepared for does not name it"));
         };
-        if mine.name != self.options.name {
-            return Err(refused(format!(
-                "this directory is prepared to found a cluster as \"{0}\", but node_id is \"{1}\": set node_id = \"{0}\", or \
-                 start with an empty data_dir",
-                mine.name, self.options.name
-            )));
-        }
         let (dir, content) = (self.data_dir.path().to_path_buf(), founding.clone());
         let written = tokio::task::spawn_blocking(move || PREPARED.write(&dir, &content)).await;
         written.map_err(|error| Error::new(Reason::Internal, error.to_string()))?.map_err(refused)?;

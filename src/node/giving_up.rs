@@ -13,6 +13,7 @@
 use std::sync::Weak;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::forming::ROUND;
@@ -160,10 +161,14 @@ impl Node {
             left_disk_id: self.data_dir.disk_id().to_string(),
         };
         let dir = self.data_dir.path().to_path_buf();
-        let written = tokio::task::spawn_blocking(move || JOINING.write(&dir, &joining)).await;
-        if let Err(why) = written.map_err(|error| error.to_string()).flatten() {
-            // It may be on the disk all the same, and the next start empties the directory if it is: nothing may be
-            // unsealed, and acknowledged, in this process any more.
+        let write = move || JOINING.write(&dir, &joining).map_err(|why| (why, JOINING.read(&dir)));
+        let written = tokio::task::spawn_blocking(write).await;
+        if let Err((why, there)) = written.map_err(refused)? {
+            if there == Ok(None) {
+                return Err(refused(why));
+            }
+            // It may stay, and the next start empties the directory if it does: nothing may be unsealed, and acknowledged, in
+            // this process any more.
             self.fail(format!("whether this node has given its cluster up is not known: {why}"));
             return std::future::pending().await;
         }
@@ -176,17 +181,19 @@ impl Node {
     /// Why the other cluster can't be joined. Asked only once this one is sealed: of two that give
     /// themselves up for each other, the one that sealed later sees the other's seal.
     async fn refused_by(&self, target: &Sealed) -> Option<String> {
-        let mut why = String::new();
         let until = Instant::now() + ASKED_WITHIN;
+        let mut why = String::new();
         for attempt in 0..ASKED_TIMES {
             if attempt > 0 {
                 sleep(ROUND).await;
             }
-            for address in &target.addresses {
-                if Instant::now() >= until {
-                    break;
-                }
-                match self.hello(address).await {
+            if Instant::now() >= until {
+                break;
+            }
+            let asked =
+                target.addresses.iter().map(|address| async move { (address, self.hello(address).await) });
+            for (address, answer) in join_all(asked).await {
+                match answer {
                     Ok(standing) if standing.cluster_id != target.cluster_id => {
                         why =
                             format!("{address} is no member of the cluster {} (any more)", target.cluster_id);

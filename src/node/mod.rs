@@ -1,7 +1,7 @@
 //! The node: its groups, routing, and the facade that services call.
 //!
 //! [`Node::open`] recovers what the data directory holds (`open`). A node without a cluster forms one or
-//! joins one (`formation` decides, `forming` acts; `promise` is what must not be forgotten on the way); then it has a [`Seat`] in group 0 and follows what
+//! joins one (`formation` decides, `forming` and `founding` act; `promise` is what must not be forgotten on the way); then it has a [`Seat`] in group 0 and follows what
 //! group 0 says (`follow`): which replicas it holds, where the others are. It serves reads and writes
 //! (`calls`) from its own replicas (`local`) or by passing them on once (`forward`), and answers other
 //! nodes (`peer`). A cluster of one may give itself up to join another (`giving_up`, `taking_in`; `meeting`
@@ -115,7 +115,7 @@ pub struct Node {
     joining: Option<crate::proto::v1::Joining>,
     /// Whether it gives its cluster up.
     gave_up: watch::Sender<giving_up::GivingUp>,
-    /// Held while a founding is looked at.
+    /// Held while a founding is looked at, and while group 0 is begun by one.
     preparing: tokio::sync::Mutex<()>,
     /// Held while group 0's state is taken up.
     following: tokio::sync::Mutex<()>,

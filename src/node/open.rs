@@ -247,6 +247,18 @@ fn recover(options: &Options, wal_metrics: wal::Metrics) -> Result<Opened> {
         Some(_) => None,
         None => PREPARED.read(data_dir.path()).map_err(refused)?,
     };
+    let founder = founding.iter().flat_map(|founding| &founding.founders);
+    if let Some(me) = founder.into_iter().find(|one| one.disk_id == data_dir.disk_id())
+        && me.name != options.name
+    {
+        return Err(refused(format!(
+            "the data directory {} is prepared to found a cluster as \"{2}\", but node_id is \"{1}\": set node_id = \"{2}\", or \
+             start with an empty data_dir",
+            options.data_dir.display(),
+            options.name,
+            me.name
+        )));
+    }
     // After every refusal that leaves the directory as it was: from here on it is written to.
     let clean = data_dir.take_clean_stop().map_err(refused)?;
     let started = Instant::now();

@@ -61,7 +61,14 @@ impl Node {
         founding: v1::Founding,
         replaces: &str,
     ) -> Result<()> {
-        self.accept_founding(founding, replaces).await
+        // Whoever asks may give up waiting: what is begun is ended all the same.
+        let (node, replaces) = (self.clone(), replaces.to_string());
+        let (tell, told) = tokio::sync::oneshot::channel();
+        self.keep_task(tokio::spawn(async move {
+            // If nobody waits any more, it is asked for again.
+            let _ = tell.send(node.accept_founding(founding, &replaces).await);
+        }));
+        told.await.unwrap_or_else(|_| Err(Error::new(Reason::ShuttingDown, "the node is stopping")))
     }
 
     /// # Errors
