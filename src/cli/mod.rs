@@ -90,8 +90,7 @@ pub fn run(args: Vec<OsString>, mut printer: Printer) -> u8 {
             },
         }
     });
-    let flushed = session.printer.flush();
-    match ended.and_then(|ended| ended).and_then(|exit| flushed.map(|()| exit)) {
+    match ended.and_then(|ended| ended).and_then(|exit| session.printer.ended(exit)) {
         Ok(exit) => exit,
         Err(Fault::Pipe) if session.is_batch => tool::EXIT_PIPE,
         Err(fault) => fail(&mut session.printer, &fault),
@@ -133,8 +132,7 @@ impl Session {
             Command::Import(args) => import::run(self, args).await?,
             Command::Export(args) => export::run(self, args).await?,
         };
-        self.printer.flush()?;
-        Ok(exit)
+        self.printer.ended(exit)
     }
 
     /// Runs every command of a batch line; ends with the first failure's exit code.

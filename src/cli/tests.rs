@@ -293,15 +293,40 @@ async fn a_closed_pipe_ends_quietly() {
     fake.put("a", "1");
     let batch = ["-batch", "-commands=get a; get a"];
     for (words, expected) in [(&["scan"][..], 0), (&batch, super::tool::EXIT_PIPE)] {
-        let mut args: Vec<std::ffi::OsString> = vec!["p".into(), "--server".into(), (&fake.address).into()];
-        args.extend(words.iter().map(Into::into));
-        let err = Sink::default();
-        let printer = Printer::to(Box::new(ClosedPipe), Box::new(err.clone()));
-        let exit = tokio::task::spawn_blocking(move || super::run(args, printer)).await.unwrap();
+        let (exit, err) = unread(&fake, words, ClosedPipe).await;
         assert_eq!(exit, expected, "{words:?}");
-        assert!(err.0.lock().unwrap().is_empty());
+        assert_eq!(err, "");
     }
     assert_eq!(fake.calls(), ["scan", "get"], "nothing more is asked for");
+}
+
+/// Its exit code, and what it says, of a program whose output goes to `out`.
+async fn unread(fake: &Fake, words: &[&str], out: impl Write + Send + 'static) -> (u8, String) {
+    let mut args: Vec<std::ffi::OsString> = vec!["p".into(), "--server".into(), (&fake.address).into()];
+    args.extend(words.iter().map(Into::into));
+    let err = Sink::default();
+    let printer = Printer::to(Box::new(out), Box::new(err.clone()));
+    let exit = tokio::task::spawn_blocking(move || super::run(args, printer)).await.unwrap();
+    let said = String::from_utf8(err.0.lock().unwrap().clone()).unwrap();
+    (exit, said)
+}
+
+/// As stdout is: what is printed is noticed to be unread only when it is sent out.
+#[tokio::test]
+async fn a_verdict_counts_whether_or_not_it_is_read() {
+    let loses = |call: &str, number: usize| match call {
+        "put" if number.is_multiple_of(50) => Act::Lose,
+        _ => Act::Work,
+    };
+    let fake = Fake::with(Box::new(loses)).await;
+    for (words, expected) in [
+        (&["exists", "other"][..], 3),
+        (&["bench", "--check", "-n", "4000", "-c", "8"], 7),
+        (&["bench", "put", "-n", "10"], 0),
+    ] {
+        let (exit, err) = unread(&fake, words, std::io::BufWriter::new(ClosedPipe)).await;
+        assert_eq!(exit, expected, "{words:?}: {err}");
+    }
 }
 
 /// `count` records as import reads them; every fourth key is not UTF-8.

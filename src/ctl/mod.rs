@@ -30,7 +30,7 @@ pub fn run(args: Vec<OsString>, mut printer: Printer) -> u8 {
         Err(exit) => return exit,
     };
     printer.set_format(args.common.output);
-    let ran = execute(args, &mut printer).and_then(|exit| printer.flush().map(|()| exit));
+    let ran = execute(args, &mut printer).and_then(|exit| printer.ended(exit));
     ran.unwrap_or_else(|fault| {
         printer.fault(&fault);
         fault.exit()

@@ -106,6 +106,9 @@ pub fn exit_code_help() -> String {
         lines.push(format!("  {code}  {}", names.join(", ")));
     }
     lines.push(format!("  {EXIT_WRONG}  rushkv-cli bench --check found an answer that is wrong"));
+    lines.push(format!(
+        "  {EXIT_PIPE}  nobody reads the output of a batch of rushkv-cli any more: what comes after is not run"
+    ));
     lines.join("\n")
 }
 

@@ -7,7 +7,7 @@ use clap::builder::StyledStr;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::fault::Fault;
+use super::fault::{Fault, Outcome};
 use super::table::{self, Cell, Column};
 use crate::error::Happened;
 
@@ -130,7 +130,15 @@ impl Printer {
         }
     }
 
-    /// Sends out what is buffered; every command ends with it.
+    /// The end of a command: sends out what is buffered. What it found counts whether or not anybody reads it.
+    pub fn ended(&mut self, exit: u8) -> Outcome {
+        match self.flush() {
+            Err(Fault::Pipe) if exit != 0 => Ok(exit),
+            flushed => flushed.map(|()| exit),
+        }
+    }
+
+    /// Sends out what is buffered.
     pub fn flush(&mut self) -> Result<(), Fault> {
         self.out.flush().map_err(output_fault)
     }
