@@ -71,9 +71,10 @@ async fn a_leave_that_may_have_happened_is_not_denied() {
     cluster.nodes[other].pause();
     let mut client = ClusterClient::new(cluster.nodes[asked].channel());
     let request = LeaveRequest { node: format!("node{}", other + 1) };
-    let leaving = tokio::spawn(async move { client.leave(request).await });
-    // While it is under way to the leader. Nobody else can become one.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut leaving = tokio::spawn(async move { client.leave(request).await });
+    // It waits for the leader: nobody else can become one.
+    let early = tokio::time::timeout(Duration::from_secs(1), &mut leaving).await;
+    assert!(early.is_err(), "it does not wait for the leader: {early:?}");
     cluster.nodes[leader].kill();
     let status = leaving.await.unwrap().unwrap_err();
     cluster.nodes[other].resume();

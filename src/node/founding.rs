@@ -82,9 +82,9 @@ impl Node {
         join_all(asked.collect::<Vec<_>>()).await.into_iter().collect()
     }
 
-    /// Whether the founding that this node is prepared for has not taken place, and can't without it: everybody that it names answers,
-    /// at its address of now if it is one of `founders`, and nobody has a log of it, or is its member. A disk that was lost took part
-    /// in nothing else.
+    /// Whether the founding that this node is prepared for has not taken place, as far as can be asked: at the address of each that it
+    /// names (of now, for one of `founders`) somebody answers, and nobody there has a log of it or is a member of its cluster.
+    /// Somebody with another disk counts: the one that took part is lost, or has moved where nobody knows of.
     async fn check_released(&self, mine: &Founding, founders: &[Founder]) -> Result<()> {
         let others = mine.founders.iter().filter(|one| one.disk_id != self.data_dir.disk_id());
         let asked = others.map(|one| async move {
